@@ -293,12 +293,8 @@ class ChatService:
         try:
             self.count_starts(len(pending_answers))
             prompts = [self.system_prompt(answer.requested_model) for answer in pending_answers]
-            messages = {
-                prompt: self.store.conversations.prompt_messages(
-                    conversation.id, conversation.owner, prompt
-                )
-                for prompt in set(prompts)
-            }
+            path = self.store.conversations.prompt_path(conversation.id, conversation.owner)
+            messages = {prompt: path.messages(prompt) for prompt in set(prompts)}
             for answer, prompt in zip(pending_answers, prompts, strict=True):
                 runs.append(self._start_answer(conversation, answer, messages[prompt]))
         except Exception:

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
+from halt.child_process import ProcessDied, ProcessTimeout, python_command
 from halt.clock import now
 from halt.rendering.cache import Cache
-from halt.rendering.child import Child, ProcessDied, ProcessTimeout
+from halt.rendering.child import Child
 from halt.rendering.plain import plain, plain_block
 from halt.rendering.protocol import Rendered, Request, block_of
 
@@ -35,10 +34,7 @@ RETRY_FIRST, RETRY_MAX = 1.0, 60.0  # seconds between two failing starts; double
 CLOSE_WAIT = 1.0  # seconds that `close` waits for the threads
 SUSPECTS_MAX = 1000  # keys of jobs during which a process died
 
-PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv[1]); from halt.rendering.process import main; main()"
-)
-COMMAND = (sys.executable or "python3", "-P", "-c", PROGRAM, str(Path(__file__).parents[2]))
+COMMAND = python_command("halt.rendering.process")
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """The rendering process: Markdown and highlighting in limited time, for one worker of the server.
 
-`halt.rendering.child` starts it with one end of a socket as standard input. It ends when the other
-end is closed, however its worker ended. It has no threads: when a piece of work has used its CPU
+It has no threads: when a piece of work has used its CPU
 time, a signal raises OutOfTime in the middle of it, also within a pattern that backtracks (`re`
 checks for signals every few thousand steps). C code that does not check for signals is handled by
 the worker, which kills this process at the deadline.
@@ -9,19 +8,16 @@ the worker, which kills this process at the deadline.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import os
-import resource
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn, TypeVar
 
+from halt import child_process
 from halt.rendering import data_urls, protocol
 from halt.rendering.cache import Cache
 from halt.rendering.highlighting import Colours
@@ -41,7 +37,6 @@ CODE_KEPT_MAX = 2_000_000  # bytes of HTML of highlighted code that are kept
 #: A text for `slowness`, and the CPU seconds that it takes where the limits were chosen.
 SAMPLE = "A **bold** word, `code` and [a link](https://example.org/).\n\n- one\n- two\n\n" * 20
 SAMPLE_TIME = 0.005
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class OutOfTime(BaseException):
@@ -175,10 +170,7 @@ def render_request(
 
     `slow`: see `slowness`; `cache`: see `LimitedRenderer`.
     """
-    used_seconds = int(time.process_time())
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = used_seconds + 1 + int(slow * request.limit) + CPU_GRACE
-    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
+    child_process.limit_cpu(slow * request.limit + CPU_GRACE, time.process_time())
     renderer = LimitedRenderer(timer, request.size, slow, cache)
     try:
         if request.text is not None:
@@ -192,32 +184,15 @@ def render_request(
 
 def main() -> NoReturn:
     """Reply to requests until the worker's end of the socket is closed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the worker decides
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # also ends C code that does not see the closed socket
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    gc.freeze()
-    timer = Timer()
-    slow, cache = slowness(), Cache(CODE_KEPT_MAX)
-    with socket.socket(fileno=0) as worker:
+    with child_process.begin() as worker:
+        gc.freeze()
+        timer = Timer()
+        slow, cache = slowness(), Cache(CODE_KEPT_MAX)
         worker.sendall(frame(Reply([])))
         while True:
-            size = protocol.length_of(_exactly(worker, protocol.HEAD))
-            request = protocol.requests.decode(_exactly(worker, size))
+            request = protocol.requests.decode(child_process.receive(worker)[0])
             worker.sendall(frame(render_request(timer, request, slow, cache)))
             del request
-
-
-def _exactly(worker: socket.socket, size: int) -> bytes:
-    """Read `size` bytes; ends the process at the end of file."""
-    data = bytearray()
-    while len(data) < size:
-        part = worker.recv(min(size - len(data), 1 << 18))
-        if not part:
-            os._exit(0)
-        data += part
-    return bytes(data)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """The protocol between a worker and its rendering process, and the time limits of requests.
 
-A frame is a length (four bytes in network order) and that many bytes of msgpack. The worker sends a
-`Request` and waits for its `Reply`. When the process is ready, it first sends an empty `Reply`.
+A frame (`halt.child_process`) is a message in msgpack. The worker sends a `Request`, and waits for
+its `Reply`. When the process is ready, it first sends an empty `Reply`.
 """
 
 from __future__ import annotations
 
-import struct
-
 import msgspec
 
+from halt.child_process import framed
 from halt.rendering.streaming.blocks import Block, Kind
 
 # Seconds of CPU on the machine where they were chosen, seconds for each character, and the most.
@@ -30,8 +29,6 @@ SLOWNESS_MAX = 4.0
 #: CPU seconds on the slowest machine (the process shares it with others), plus GRACE.
 BUSIEST = 4.0
 GRACE = 1.0
-
-_LENGTH = struct.Struct("!I")
 
 
 class Request(msgspec.Struct, frozen=True, array_like=True):
@@ -94,16 +91,8 @@ def block_of(source: str, kind: Kind) -> Block:
 encode = msgspec.msgpack.Encoder().encode
 requests = msgspec.msgpack.Decoder(Request)
 replies = msgspec.msgpack.Decoder(Reply)
-HEAD = _LENGTH.size
 
 
 def frame(message: Request | Reply) -> bytes:
     """The bytes of a message as sent."""
-    body = encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def length_of(head: bytes | bytearray) -> int:
-    """The number of bytes that follow the first HEAD bytes of a frame."""
-    length: int = _LENGTH.unpack(head)[0]
-    return length
+    return framed(encode(message))

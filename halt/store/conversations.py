@@ -12,12 +12,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, exists, func, or_, select, tuple_, update
 
-from halt.core.request import Message
 from halt.errors import RequestError
 from halt.store import tree
 from halt.store.database import Database
 from halt.store.models import WINDOW, Conversation, Page, Settings, Summary, Usage
-from halt.store.prompt_messages import PathMessage, path_messages
+from halt.store.prompt_messages import PathMessage, PromptPath
 from halt.store.rows import (
     LISTED,
     PINS_MAX,
@@ -76,22 +75,17 @@ class Conversations:
                 connection, row, around=around, before=before, after=after, limit=limit
             )
 
-    def prompt_messages(
-        self, conversation_id: str, owner: str, system_prompt: str = ""
-    ) -> list[Message]:
-        """The messages that the model gets: the whole path, with notes on incomplete and edited
-        answers.
-
-        `system_prompt` is used if the conversation has none itself. An answer that is being
-        continued comes last, unchanged and without a note. Raises UnknownConversation.
-        """
+    def prompt_path(self, conversation_id: str, owner: str) -> PromptPath:
+        """What the model gets: the whole path, for `path_messages`. Raises UnknownConversation."""
         with self._database.reading() as connection:
             row = find(connection, conversation_id, owner)
             texts = tree.path_texts(connection, row)
-        path = map(PathMessage._make, texts)
-        return path_messages(
-            path, system_prompt if row.system_prompt is None else row.system_prompt
-        )
+            files = tree.path_files(connection, row)
+        turns = [
+            PathMessage(text.role, text.state, text.content, text.edited, files.get(text.id, ()))
+            for text in texts
+        ]
+        return PromptPath(row.system_prompt, turns)
 
     def summaries(
         self,

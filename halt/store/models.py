@@ -11,7 +11,7 @@ answer that is shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
@@ -19,6 +19,7 @@ from halt.core.events import Cancelled, Done, Terminal
 from halt.core.finish_reasons import is_good, unusual_end_note
 from halt.core.steps import Step
 from halt.errors import HaltError
+from halt.files.facts import Facts, Role
 
 BUSY = "An answer is still being written. Stop it first, or wait until it is complete."
 MOVED = "Another tab or device has added messages to this conversation. Reload the page."
@@ -37,6 +38,13 @@ class UnknownConversation(HaltError):
     """The conversation or message does not exist, or belongs to another person."""
 
     code = "unknown_conversation"
+    status = 404
+
+
+class UnknownFile(HaltError):
+    """There is no such file of this person: it was removed, or it is somebody else's."""
+
+    code = "unknown_file"
     status = 404
 
 
@@ -117,6 +125,23 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class StoredFile:
+    """A file of a person."""
+
+    hash: str  # SHA-256 of the content, hexadecimal
+    facts: Facts
+    sizes: Mapping[Role, int]  # bytes
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """A file of a message, under the name that it has there."""
+
+    name: str
+    file: StoredFile
+
+
+@dataclass(frozen=True)
 class Exchange:
     """A prompt and the answer that is shown. `ended` is None while the stream runs.
 
@@ -141,6 +166,8 @@ class Exchange:
     state: State = "running"
     usage: Usage = field(default_factory=Usage)  # of the answer, all its generations together
     is_edited: bool = False  # the user wrote this answer: a version that no generation wrote
+    files: tuple[Attachment, ...] = ()  # of the prompt
+    images: tuple[Attachment, ...] = ()  # of the answer, which its text refers to
 
     @property
     def prefix(self) -> str:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from halt.core.notes import BROKEN, EDITED, STOPPED, are_discussed, before_prompt, without_notes
 from halt.core.request import Message
 from halt.rendering import data_urls
-from halt.store.models import Exchange, State, state_of
+from halt.store.models import Attachment, Exchange, State, state_of
 
 #: The note that the next prompt gets after an answer in this state.
 _NOTES: dict[State, str] = {"stopped": STOPPED, "error": BROKEN, "interrupted": BROKEN}
+
+
+#: A message's content: text, or parts in OpenAI's form.
+Contents = str | list[dict[str, Any]]
+#: Makes the content of a prompt with files.
+WithFiles = Callable[[str, tuple[Attachment, ...]], Contents]
 
 
 class PathMessage(NamedTuple):
@@ -21,10 +27,32 @@ class PathMessage(NamedTuple):
     state: State
     text: str
     is_edited: bool = False  # the user wrote this answer
+    files: tuple[Attachment, ...] = ()  # of a prompt
 
 
-def path_messages(path: Iterable[PathMessage], system_prompt: str = "") -> list[Message]:
-    """The messages for a path.
+class PromptPath(NamedTuple):
+    """What the model gets of a conversation, before it is made into messages."""
+
+    system_prompt: str | None  # of the conversation; None: the server's default
+    turns: list[PathMessage]
+
+    def messages(
+        self, default_prompt: str = "", with_files: WithFiles | None = None
+    ) -> list[Message]:
+        """The messages: see `path_messages`. `default_prompt`: the server's system prompt."""
+        system_prompt = default_prompt if self.system_prompt is None else self.system_prompt
+        return path_messages(self.turns, system_prompt, with_files or names_of)
+
+
+def names_of(text: str, files: tuple[Attachment, ...]) -> str:
+    """A prompt with the names of its files alone."""
+    return "\n\n".join([*(f"[file: {file.name}]" for file in files), *([text] if text else [])])
+
+
+def path_messages(
+    path: Iterable[PathMessage], system_prompt: str = "", with_files: WithFiles = names_of
+) -> list[Message]:
+    """The messages for a path; `with_files` makes the contents of prompts with files.
 
     A picture in an answer is replaced by a word. Two prompts in a row (the answer between them has
     failed) become one message, because many models require alternating roles. The prompt after an
@@ -34,7 +62,7 @@ def path_messages(path: Iterable[PathMessage], system_prompt: str = "") -> list[
     keeps_notes = are_discussed(turn.text for turn in turns if turn.role == "user")
     out = [Message("system", system_prompt)] if system_prompt else []
     note = ""
-    for role, state, text, is_edited in turns:
+    for role, state, text, is_edited, files in turns:
         if role == "assistant":
             keeps_text = keeps_notes or is_edited or state == "running"
             content = text if keeps_text else without_notes(text)
@@ -42,11 +70,22 @@ def path_messages(path: Iterable[PathMessage], system_prompt: str = "") -> list[
                 out.append(Message("assistant", data_urls.replace_for_model(content)))
                 note = EDITED if is_edited else _NOTES.get(state, "")
             continue
-        content, note = before_prompt(note, text) if note else text, ""
+        prompt, note = before_prompt(note, text) if note else text, ""
+        contents = with_files(prompt, files) if files else prompt
         if out and out[-1].role == "user":
-            content = f"{out.pop().content}\n\n{content}"
-        out.append(Message("user", content))
+            contents = _joined(out.pop().content, contents)
+        out.append(Message("user", contents))
     return out
+
+
+def _joined(first: Contents, second: Contents) -> Contents:
+    if isinstance(first, str) and isinstance(second, str):
+        return f"{first}\n\n{second}"
+    return [*_parts(first), *_parts(second)]
+
+
+def _parts(contents: Contents) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": contents}] if isinstance(contents, str) else contents
 
 
 def exchange_messages(exchanges: Iterable[Exchange], system_prompt: str = "") -> list[Message]:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, delete, select, tuple_, update
 
-from halt.store.tables import chunks, conversations, generations, messages
+from halt.store.files import UNFINISHED_FOR, UNUSED_FOR, detach
+from halt.store.tables import (
+    chunks,
+    conversations,
+    file_parts,
+    files,
+    generations,
+    messages,
+)
 
 SWEEP = 200  # generations that one `sweep` changes at most
 PURGE = 10  # conversations that one `sweep` removes at most; they may be long
+FILES_PURGED = 3  # files that one `sweep` removes at most; they may be large
 
 DELETED_FOR = 86_400.0  # seconds for which a deletion can be undone
 
 
 def sweep(connection: Connection, now: float, events_for: float) -> int:
     """See `halt.store.generations.Generations.sweep`. `events_for`: seconds after the end."""
-    return _remove_conversations(connection, now) + _remove_events(connection, now - events_for)
+    removed = _remove_conversations(connection, now) + _remove_events(connection, now - events_for)
+    return removed + _remove_files(connection, now)
 
 
 def _remove_conversations(connection: Connection, now: float) -> int:
@@ -41,9 +51,38 @@ def remove_conversations(connection: Connection, ids: list[str]) -> None:
     connection.execute(
         delete(chunks).where(tuple_(chunks.c.owner, chunks.c.generation_id).in_(streams))
     )
+    _remove_attachments(connection, ids)
     for table in (generations, messages):
         connection.execute(delete(table).where(table.c.conversation_id.in_(ids)))
     connection.execute(delete(conversations).where(conversations.c.id.in_(ids)))
+
+
+def _remove_attachments(connection: Connection, ids: list[str]) -> None:
+    """Take the files from the messages of removed conversations.
+
+    Those that no other message has are removed by one of the next sweeps, unless they were uploaded
+    again within UNUSED_FOR.
+    """
+    detach(connection, select(messages.c.id).where(messages.c.conversation_id.in_(ids)), None)
+
+
+def _remove_files(connection: Connection, now: float) -> int:
+    """Remove files that no message has had for UNUSED_FOR, and uploads that broke off."""
+    query = (
+        select(files.c.owner, files.c.hash)
+        .where(
+            (files.c.unused_since < now - UNUSED_FOR)
+            | (files.c.complete.is_(False) & (files.c.unused_since < now - UNFINISHED_FOR))
+        )
+        .order_by(files.c.unused_since)
+        .limit(FILES_PURGED)
+        .with_for_update(skip_locked=True)
+    )
+    keys = [tuple(row) for row in connection.execute(query)]
+    if keys:
+        for table in (file_parts, files):
+            connection.execute(delete(table).where(tuple_(table.c.owner, table.c.hash).in_(keys)))
+    return len(keys)
 
 
 def _remove_events(connection: Connection, before: float) -> int:

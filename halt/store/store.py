@@ -6,6 +6,7 @@ from halt.store.accounts import AccountRows
 from halt.store.connected import ConnectedRows
 from halt.store.conversations import Conversations
 from halt.store.database import Database
+from halt.store.files import Files
 from halt.store.generations import Generations
 from halt.store.models import NamedPrompt, Preset
 from halt.store.named_rows import NamedRows
@@ -43,6 +44,7 @@ class Store:
         self.sign_ins = SignIns(database)
         self.accounts = AccountRows(database)
         self.connected = ConnectedRows(database)
+        self.files = Files(database)
         self.presets = NamedRows(database, presets, Preset, PRESETS_MAX, "presets")
 
     def close(self) -> None:

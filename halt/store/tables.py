@@ -34,6 +34,7 @@ from sqlalchemy import (
 from halt.config.providers import ModelSettings
 from halt.core.events import Terminal
 from halt.core.steps import Step
+from halt.files.facts import Facts, Role
 
 
 def storable(value: str) -> str:
@@ -90,7 +91,7 @@ _encode = msgspec.json.Encoder().encode
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
 #: The last migration, which results in these tables.
-REVISION = "0005"
+REVISION = "0006"
 
 metadata = MetaData()  # all times in its tables: seconds since 1970
 
@@ -201,6 +202,44 @@ chunks = Table(
     Column("generation_id", Text, primary_key=True),
     Column("first_seq", Integer, primary_key=True, autoincrement=False),
     Column("payload", LargeBinary, nullable=False),  # [[milliseconds, event], ...], JSON
+)
+
+#: The files of a person, under the hash of their content: so no hash tells what others have.
+files = Table(
+    "files",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("hash", Text, primary_key=True),  # SHA-256, hexadecimal
+    Column("facts", Json(msgspec.json.Decoder(Facts)), nullable=False),
+    Column("sizes", Json(msgspec.json.Decoder(dict[Role, int])), nullable=False),  # bytes
+    Column("size", BigInteger, nullable=False),  # bytes of all its parts
+    Column("complete", Boolean, nullable=False, default=False),  # all its parts are there
+    Column("uploaded_at", Double, nullable=False, default=time.time),  # the last time
+    Column("unused_since", Double, default=time.time),  # NULL: a message has it
+    _partial("files_unused", "unused_since", "unused_since IS NOT NULL"),
+)
+
+#: The bytes of files, in rows of at most `halt.store.files.PART`.
+file_parts = Table(
+    "file_parts",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("hash", Text, primary_key=True),
+    Column("role", Text, primary_key=True),  # halt.files.facts.Role
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
+)
+
+#: The files of messages: those of a prompt, and the images of an answer.
+attachments = Table(
+    "attachments",
+    metadata,
+    Column("message_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("position", Integer, primary_key=True, autoincrement=False),
+    Column("owner", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+    Column("name", Storable, nullable=False),  # of the file in this message
+    Index("attachments_file", "owner", "hash"),
 )
 
 #: System prompts that a person has saved under a name.

@@ -5,8 +5,9 @@ That is the shown branch, the part of it that a page shows, and what a discard r
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    Table,
     bindparam,
     delete,
     func,
@@ -25,8 +27,9 @@ from sqlalchemy import (
 
 from halt.core.events import Cancelled, Done, ErrorInfo, Failed, Terminal
 from halt.core.metrics import NO_FIGURES
-from halt.store.models import Conversation, Exchange, Settings, Usage, Versions, stands
-from halt.store.tables import conversations, generations, messages
+from halt.store.files import ATTACHED, IS_FILE, attached, by_message, detach
+from halt.store.models import Attachment, Conversation, Exchange, Settings, Usage, Versions, stands
+from halt.store.tables import attachments, conversations, files, generations, messages
 
 #: Columns that tell the place of a message among its siblings.
 PLACE = (
@@ -41,23 +44,32 @@ PLACE = (
 )
 
 
-def _path(*columns: Any) -> Select[Any]:
-    """The query for the messages of a path, from the message `first` down."""
+def _path(*columns: Any, joined: tuple[tuple[Table, ColumnElement[bool]], ...] = ()) -> Select[Any]:
+    """The query for the messages of a path, from the message `first` down.
+
+    `joined`: further tables, each with its condition.
+    """
     top = select(messages.c.id, messages.c.chosen_id).where(messages.c.id == bindparam("first"))
     walk = top.cte("walk", recursive=True)
     below = messages.alias("below")
     walk = walk.union_all(
         select(below.c.id, below.c.chosen_id).where(below.c.id == walk.c.chosen_id)
     )
-    return (
-        select(*columns)
-        .select_from(walk.join(messages, messages.c.id == walk.c.id))
-        .order_by(messages.c.depth)
-    )
+    source = walk.join(messages, messages.c.id == walk.c.id)
+    for table, condition in joined:
+        source = source.join(table, condition)
+    return select(*columns).select_from(source).order_by(messages.c.depth)
 
 
 _PATH = _path(messages.c.id, messages.c.parent_id, messages.c.role)
-_PATH_TEXTS = _path(messages.c.role, messages.c.state, messages.c.content, messages.c.edited)
+_PATH_TEXTS = _path(
+    messages.c.id, messages.c.role, messages.c.state, messages.c.content, messages.c.edited
+)
+
+_PATH_FILES = _path(
+    *ATTACHED,
+    joined=((attachments, attachments.c.message_id == messages.c.id), (files, IS_FILE)),
+).order_by(attachments.c.position)
 
 
 def path(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
@@ -66,8 +78,13 @@ def path(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
 
 
 def path_texts(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
-    """Role, state and text of each message on the path, and whether the user edited it."""
+    """ID, role, state and text of each message on the path, and whether the user edited it."""
     return connection.execute(_PATH_TEXTS, {"first": row.first_id}).all()
+
+
+def path_files(connection: Connection, row: Row[Any]) -> dict[int, tuple[Attachment, ...]]:
+    """The files of the messages on the path, by the messages' IDs."""
+    return by_message(connection.execute(_PATH_FILES, {"first": row.first_id}))
 
 
 def window(
@@ -176,6 +193,7 @@ def _exchanges(
         row.id: row for row in connection.execute(select(messages).where(messages.c.id.in_(needed)))
     }
     usages = _usage_of(connection, needed)
+    attached_files = attached(connection, needed)
 
     out = []
     for prompt_id, shown_ids, previous_id in order:
@@ -186,7 +204,7 @@ def _exchanges(
         )
         views = [
             replace(
-                _exchange(prompt, rows[answer_id], usages.get(answer_id, Usage())),
+                _exchange(prompt, rows[answer_id], usages, attached_files),
                 prompts=prompts,
                 versions=Versions(ids, answer_id),
             )
@@ -201,11 +219,12 @@ def _exchanges(
                     ended=ended,
                     prompt_id=prompt_id,
                     prompts=prompts,
+                    files=attached_files.get(prompt_id, ()),
                     state="interrupted",
                 )
             ]
         if previous_id is not None:
-            previous = _exchange(prompt, rows[previous_id], usages.get(previous_id, Usage()))
+            previous = _exchange(prompt, rows[previous_id], usages, attached_files)
             views[0] = replace(views[0], previous=previous)
         out.append(replace(views[0], alternatives=tuple(views[1:])))
     return tuple(out)
@@ -330,6 +349,7 @@ def _chosen_below(
 def _drop(connection: Connection, message_ids: Iterable[int]) -> None:
     """Delete messages; their generations stay, because they count in the usage."""
     ids = list(message_ids)
+    detach(connection, ids, time.time())
     connection.execute(
         update(generations).where(generations.c.message_id.in_(ids)).values(message_id=None)
     )
@@ -363,7 +383,12 @@ def _usage_of(connection: Connection, ids: Collection[int]) -> dict[int, Usage]:
     }
 
 
-def _exchange(prompt: Row[Any], answer: Row[Any], usage: Usage) -> Exchange:
+def _exchange(
+    prompt: Row[Any],
+    answer: Row[Any],
+    usages: Mapping[int, Usage],
+    attached_files: Mapping[int, tuple[Attachment, ...]],
+) -> Exchange:
     return Exchange(
         prompt.content,
         answer.stream_id,
@@ -376,7 +401,9 @@ def _exchange(prompt: Row[Any], answer: Row[Any], usage: Usage) -> Exchange:
         prompt_id=prompt.id,
         answer_id=answer.id,
         state=answer.state,
-        usage=usage,
+        usage=usages.get(answer.id, Usage()),
+        files=attached_files.get(prompt.id, ()),
+        images=attached_files.get(answer.id, ()),
         is_edited=answer.edited,
     )
 

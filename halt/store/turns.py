@@ -22,6 +22,7 @@ from halt.core.stream_key import StreamKey
 from halt.errors import RequestError, StreamInUse
 from halt.store import tree
 from halt.store.database import Database, upsert
+from halt.store.files import attach, attached
 from halt.store.models import MOVED, WINDOW, Conversation, Moved, UnknownConversation, state_of
 from halt.store.rows import (
     change,
@@ -55,14 +56,16 @@ class Turns:
         worker: str,
         edit_of: int | None = None,
         after: int | None = None,
+        files: Sequence[tuple[str, str]] = (),
     ) -> Conversation:
         """Add a prompt at the end of the path; create the conversation if it does not exist.
 
         `answers` holds a (stream ID, requested model) for each answer. `edit_of` is the ID of a
         prompt of which the new one is another version. `after` is the ID of the prompt that the
-        client takes for the last one, 0 for none. Returns the conversation with the new exchange
-        alone. Raises Busy while an answer is being written, Moved if `after` is not the last
-        prompt, StreamInUse, UnknownConversation for a conversation of another owner.
+        client takes for the last one, 0 for none. `files`: (hash, name) of the prompt's files.
+        Returns the conversation with the new exchange alone. Raises Busy while an answer is being
+        written, Moved if `after` is not the last prompt, StreamInUse, UnknownFile,
+        UnknownConversation for a conversation of another owner.
         """
         with self._database.writing() as connection:
             row = find_or_create(connection, conversation_id, owner)
@@ -77,10 +80,11 @@ class Turns:
                 if parent_id is not None:
                     _select_path(connection, row, parent_id)
             prompt_id = _add(connection, row, parent_id, "user", prompt, state="done")
+            attach(connection, row.owner, prompt_id, files)
             _add_answers(connection, row, prompt_id, answers, worker)
             values: dict[str, Any] = {"model": answers[0][1], **_used_now()}
             if parent_id is None and row.titled_by == "words":
-                values["title"] = first_words(prompt)
+                values["title"] = first_words(prompt or ", ".join(name for _, name in files))
             return changed(connection, row, values)
 
     def regenerate(
@@ -211,6 +215,8 @@ class Turns:
                     steps=steps or None,
                     edited=True,
                 )
+                images = attached(connection, [answer.id]).get(answer.id, ())
+                attach(connection, row.owner, answer_id, [(i.file.hash, i.name) for i in images])
                 row = change(connection, row, {"updated_at": time.time()})
             return tree.window(connection, row, around=answer_id, limit=WINDOW)
 

@@ -156,7 +156,7 @@ class Worker:
                 [(stream_id, "")],
                 worker=self.store_writer.worker,
             )
-            messages = self.store.conversations.prompt_messages(conversation_id, owner)
+            messages = self.store.conversations.prompt_path(conversation_id, owner).messages()
         self.service.start(ChatRequest(messages, id=stream_id), owner, noted=bool(conversation_id))
 
     def feed(self, stream_id: str, owner: str, text: str) -> None:
@@ -214,5 +214,5 @@ class Worker:
         """Role and content of the messages that a model would get."""
         return [
             (message.role, message.content)
-            for message in self.store.conversations.prompt_messages(conversation_id, owner)
+            for message in self.store.conversations.prompt_path(conversation_id, owner).messages()
         ]

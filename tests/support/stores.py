@@ -203,7 +203,5 @@ class Chat:
 
     def prompt_messages(self, system: str = "") -> list[tuple[str, object]]:
         """The messages that the model gets, as (role, content)."""
-        return [
-            (m.role, m.content)
-            for m in self.store.conversations.prompt_messages(self.name, self.owner, system)
-        ]
+        path = self.store.conversations.prompt_path(self.name, self.owner)
+        return [(m.role, m.content) for m in path.messages(system)]

@@ -19,8 +19,9 @@ from urllib.parse import urlencode
 
 import pytest
 
+from halt import child_process
 from halt.clock import now
-from halt.rendering import cache, child, markdown, pool, protocol
+from halt.rendering import cache, markdown, pool, protocol
 from halt.rendering import renderer as renderer_module
 from halt.rendering.child import Child
 from halt.rendering.highlighting import Colours
@@ -47,7 +48,7 @@ def _long_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Raise all limits, so that a slow machine exceeds none; `hurried` restores them."""
     monkeypatch.setattr(renderer_module, "TEXT_WAIT", LONG)
     monkeypatch.setattr(renderer_module, "BLOCK_WAIT", LONG)
-    monkeypatch.setattr(child, "START_MAX", LONG)
+    monkeypatch.setattr(child_process, "START_MAX", LONG)
     monkeypatch.setattr(protocol, "GRACE", LONG)
 
 
@@ -464,7 +465,7 @@ def test_renderer_without_a_process_gives_plain_texts(
     """
     monkeypatch.setattr(pool, "RETRY_FIRST", 3600.0)
     skipped = [0.0]
-    for module in (pool, child, renderer_module):
+    for module in (pool, child_process, renderer_module):
         monkeypatch.setattr(module, "now", lambda: now() + skipped[0])
     python = tmp_path / "python"
     renderer = Renderer((str(python), *pool.COMMAND[1:]))
@@ -488,7 +489,7 @@ def test_renderer_notices_a_program_that_never_gets_ready(
     program: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that ends at once, or never reports that it is ready, is noticed."""
-    monkeypatch.setattr(child, "START_MAX", 0.2)
+    monkeypatch.setattr(child_process, "START_MAX", 0.2)
     other_children = children()
     renderer = Renderer(("sh", "-c", program))
     assert html_of(renderer, CODE) == plain(CODE)

@@ -1,0 +1,245 @@
+"""The files of messages, in rows of at most PART bytes.
+
+A file is stored under its person and the hash of its content, once, however many messages have it.
+It is written in one transaction for each row, so that other writers come in between; `complete` is
+set last. Two uploads of the same content at once write the same rows.
+
+A file that no message has is removed UNUSED_FOR seconds after that, one that was not completed
+after UNFINISHED_FOR (`halt.store.retention`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from halt.errors import TooLarge
+from halt.files.facts import Role
+from halt.store.database import Database, upsert
+from halt.store.models import Attachment, StoredFile, UnknownFile
+from halt.store.tables import attachments, file_parts, files
+
+PART = 1_000_000  # bytes of a row
+#: Seconds.
+UNUSED_FOR, UNFINISHED_FOR = 86_400.0, 3_600.0
+
+_KEY = ["owner", "hash"]
+
+
+class Files:
+    """The files of all people. A call that raises StoreUnavailable has stored no complete file."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save(
+        self,
+        owner: str,
+        file: StoredFile,
+        parts: Callable[[Role], Iterator[bytes]],
+        *,
+        max_bytes: int,
+    ) -> StoredFile:
+        """Store a file; of one that is stored already only the time is changed.
+
+        `parts` gives the bytes of a role in pieces of at most PART. `max_bytes`: of all files of
+        the person. Returns the file as it is stored. Raises TooLarge beyond `max_bytes`.
+        """
+        if (stored := self._begin(owner, file, max_bytes)) is not None:
+            return stored
+        for role in file.sizes:
+            for number, data in enumerate(parts(role)):
+                self._add(owner, file.hash, role, number, data)
+        with self._database.writing() as connection:
+            connection.execute(update(files).where(*_is(owner, file.hash)).values(complete=True))
+        return file
+
+    def _begin(self, owner: str, file: StoredFile, max_bytes: int) -> StoredFile | None:
+        """Add the file's row, or find it complete."""
+        size, at = sum(file.sizes.values()), time.time()
+        with self._database.writing() as connection:
+            seen = update(files).where(*_is(owner, file.hash)).values(uploaded_at=at)
+            row = connection.execute(seen.returning(*_FILE, files.c.complete)).one_or_none()
+            if row is not None:
+                if row.complete:
+                    _mark_unused(connection, owner, [file.hash], at)
+                    return StoredFile(row.hash, row.facts, row.sizes)
+                return None
+            used = connection.scalar(select(func.sum(files.c.size)).where(files.c.owner == owner))
+            if (used or 0) + size > max_bytes:
+                raise TooLarge(
+                    f"Your files take {(used or 0) / 1e6:,.0f} MB already; at most "
+                    f"{max_bytes / 1e6:,.0f} MB are kept. Delete conversations with files first.",
+                    field="file",
+                )
+            connection.execute(
+                insert(files).values(
+                    owner=owner,
+                    hash=file.hash,
+                    facts=file.facts,
+                    sizes=file.sizes,
+                    size=size,
+                    uploaded_at=at,
+                    unused_since=at,
+                )
+            )
+        return None
+
+    def _add(self, owner: str, file_hash: str, role: Role, number: int, data: bytes) -> None:
+        values = {"owner": owner, "hash": file_hash, "role": role, "number": number, "data": data}
+        with self._database.writing() as connection:
+            connection.execute(
+                upsert(connection, file_parts).values(values).on_conflict_do_nothing()
+            )
+
+    def get(self, owner: str, file_hash: str) -> StoredFile:
+        """A file. Raises UnknownFile."""
+        found = self.many(owner, [file_hash])
+        if file_hash not in found:
+            raise UnknownFile("There is no such file here.")
+        return found[file_hash]
+
+    def many(self, owner: str, hashes: Collection[str]) -> dict[str, StoredFile]:
+        """Those of the files that there are, by their hashes."""
+        with self._database.reading() as connection:
+            return many(connection, owner, hashes)
+
+    def data(self, owner: str, file_hash: str, role: Role) -> Iterator[bytes]:
+        """The bytes of a part of a file, in pieces; each is read in a transaction of its own.
+
+        Raises UnknownFile, also where the file is removed meanwhile.
+        """
+        left = self.get(owner, file_hash).sizes.get(role, 0)
+        number = 0
+        query = select(file_parts.c.data)
+        while left > 0:
+            with self._database.reading() as connection:
+                piece = connection.scalar(
+                    query.where(
+                        file_parts.c.owner == owner,
+                        file_parts.c.hash == file_hash,
+                        file_parts.c.role == role,
+                        file_parts.c.number == number,
+                    )
+                )
+            if piece is None:
+                raise UnknownFile("The file was removed.")
+            yield piece
+            left -= len(piece)
+            number += 1
+
+    def read(self, owner: str, file_hash: str, role: Role) -> bytes:
+        """All bytes of a part of a file. Raises UnknownFile."""
+        return b"".join(self.data(owner, file_hash, role))
+
+
+_FILE = (files.c.hash, files.c.facts, files.c.sizes)
+#: The columns for `by_message`, and the condition that joins their tables.
+ATTACHED = (attachments.c.message_id, attachments.c.name, *_FILE)
+IS_FILE = (files.c.owner == attachments.c.owner) & (files.c.hash == attachments.c.hash)
+
+
+def _is(owner: str, file_hash: str) -> tuple[ColumnElement[bool], ...]:
+    return files.c.owner == owner, files.c.hash == file_hash
+
+
+def many(connection: Connection, owner: str, hashes: Collection[str]) -> dict[str, StoredFile]:
+    """The complete ones of these files of a person, by their hashes."""
+    if not hashes:
+        return {}
+    query = select(*_FILE).where(
+        files.c.owner == owner, files.c.hash.in_(hashes), files.c.complete.is_(True)
+    )
+    return {row.hash: StoredFile(*row) for row in connection.execute(query)}
+
+
+def attach(
+    connection: Connection, owner: str, message_id: int, attached: Sequence[tuple[str, str]]
+) -> None:
+    """Give files (hash, name) to a message, in this order. Raises UnknownFile.
+
+    Against the removal of a file that no message had yet: this update waits for it, or it for this.
+    """
+    hashes = {file_hash for file_hash, _ in attached}
+    if not hashes:
+        return
+    used = (
+        update(files)
+        .where(files.c.owner == owner, files.c.hash.in_(hashes), files.c.complete.is_(True))
+        .values(unused_since=None)
+    )
+    if len(set(connection.scalars(used.returning(files.c.hash)))) < len(hashes):
+        raise UnknownFile("A file of this message is no longer here. Attach it again.")
+    connection.execute(
+        insert(attachments),
+        [
+            {
+                "message_id": message_id,
+                "position": position,
+                "owner": owner,
+                "hash": file_hash,
+                "name": name,
+            }
+            for position, (file_hash, name) in enumerate(attached)
+        ],
+    )
+
+
+def attached(
+    connection: Connection, message_ids: Collection[int]
+) -> dict[int, tuple[Attachment, ...]]:
+    """The files of those of the messages that have some, in their order."""
+    query = select(*ATTACHED).join(files, IS_FILE).where(attachments.c.message_id.in_(message_ids))
+    return by_message(connection.execute(query.order_by(attachments.c.position)))
+
+
+def by_message(rows: Iterable[Row[Any]]) -> dict[int, tuple[Attachment, ...]]:
+    """The attachments of rows with the columns ATTACHED, by the messages' IDs."""
+    found: dict[int, list[Attachment]] = {}
+    for row in rows:
+        file = StoredFile(row.hash, row.facts, row.sizes)
+        found.setdefault(row.message_id, []).append(Attachment(row.name, file))
+    return {message_id: tuple(files) for message_id, files in found.items()}
+
+
+def detach(
+    connection: Connection, message_ids: Collection[int] | Select[int], at: float | None
+) -> None:
+    """Take the files from messages that are removed.
+
+    Those that no message has are unused from `at` on; None: since they were uploaded.
+    """
+    gone = delete(attachments).where(attachments.c.message_id.in_(message_ids))
+    rows = connection.execute(gone.returning(attachments.c.owner, attachments.c.hash)).all()
+    by_owner: dict[str, list[str]] = {}
+    for owner, file_hash in rows:
+        by_owner.setdefault(owner, []).append(file_hash)
+    for owner, hashes in by_owner.items():
+        _mark_unused(connection, owner, hashes, at)
+
+
+def _mark_unused(
+    connection: Connection, owner: str, hashes: Collection[str], at: float | None
+) -> None:
+    has_message = exists().where(
+        attachments.c.owner == files.c.owner, attachments.c.hash == files.c.hash
+    )
+    connection.execute(
+        update(files)
+        .where(files.c.owner == owner, files.c.hash.in_(hashes), ~has_message)
+        .values(unused_since=files.c.uploaded_at if at is None else at)
+    )
