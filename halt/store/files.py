@@ -79,23 +79,25 @@ class Files:
                     _mark_unused(connection, owner, [file.hash], at)
                     return StoredFile(row.hash, row.facts, row.sizes)
                 return None
-            used = connection.scalar(select(func.sum(files.c.size)).where(files.c.owner == owner))
-            if (used or 0) + size > max_bytes:
+            sizes = select(func.coalesce(func.sum(files.c.size), 0)).where(files.c.owner == owner)
+            used = int(connection.scalar(sizes) or 0)
+            if used + size > max_bytes:
                 raise TooLarge(
-                    f"Your files take {(used or 0) / 1e6:,.0f} MB already; at most "
+                    f"Your files take {used / 1e6:,.0f} MB already; at most "
                     f"{max_bytes / 1e6:,.0f} MB are kept. Delete conversations with files first.",
                     field="file",
                 )
-            connection.execute(
-                insert(files).values(
-                    owner=owner,
-                    hash=file.hash,
-                    facts=file.facts,
-                    sizes=file.sizes,
-                    size=size,
-                    uploaded_at=at,
-                    unused_since=at,
-                )
+            values = {
+                "owner": owner,
+                "hash": file.hash,
+                "facts": file.facts,
+                "sizes": file.sizes,
+                "size": size,
+                "uploaded_at": at,
+                "unused_since": at,
+            }
+            connection.execute(  # another upload of the same may just have added it
+                upsert(connection, files).values(values).on_conflict_do_nothing()
             )
         return None
 

@@ -46,7 +46,9 @@ def save(
 def rows(store: Store) -> tuple[int, int]:
     """The numbers of files and of their parts."""
     with store.database.reading() as connection:
-        counts = [connection.scalar(select(func.count()).select_from(t)) for t in (files, file_parts)]
+        counts = [
+            connection.scalar(select(func.count()).select_from(t)) for t in (files, file_parts)
+        ]
     return counts[0] or 0, counts[1] or 0
 
 
@@ -74,9 +76,110 @@ def test_files_of_a_person_are_limited(store: Store) -> None:
     save(store, b"b" * 900, "ben", max_bytes=1_000)
 
 
-def ask_with(chat: Chat, *named: tuple[StoredFile, str]) -> None:
-    pairs = [(file.hash, name) for file, name in named]
-    number = len(chat.read().exchanges) if chat.exists else 0
+def ask_with(chat: Chat, *attached: tuple[str, str]) -> None:
+    """Add an exchange whose prompt has files (hash, name)."""
+    key = chat.new_stream()
     chat.store.turns.add_prompt(
-        chat.name, chat.owner, "Look.", [(f"stream-{number}", "")], worker=WORKER, files=pairs
+        chat.name, chat.owner, "Look.", [(key.id, "")], worker=WORKER, files=attached
     )
+    chat.end(key, "I see.")
+
+
+def names(chat: Chat) -> list[list[str]]:
+    """The names of the prompts' files."""
+    return [[file.name for file in exchange.files] for exchange in chat.read().exchanges]
+
+
+def sweep(store: Store, seconds: float) -> None:
+    """Remove what is due after this time."""
+    while store.generations.sweep(time.time() + seconds):
+        pass
+
+
+def test_prompt_has_its_files_in_order(chat: Chat) -> None:
+    """The names belong to the message, and the model's path has the files too."""
+    first = save(chat.store, b"one", chat.owner).hash
+    second = save(chat.store, b"two", chat.owner).hash
+    ask_with(chat, (second, "b.txt"), (first, "a.txt"), (first, "again.txt"))
+    ask_with(chat)
+    assert names(chat) == [["b.txt", "a.txt", "again.txt"], []]
+    path = chat.store.conversations.prompt_path(chat.name, chat.owner)
+    assert [[file.name for file in turn.files] for turn in path.turns] == [
+        ["b.txt", "a.txt", "again.txt"],
+        [],
+        [],
+        [],
+    ]
+    assert chat.prompt_messages()[0] == (
+        "user",
+        "[file: b.txt]\n\n[file: a.txt]\n\n[file: again.txt]\n\nLook.",
+    )
+
+
+def test_files_of_others_and_unknown_ones_are_refused(chat: Chat) -> None:
+    """Nothing of a refused prompt is kept."""
+    theirs = save(chat.store, b"secret", "somebody").hash
+    for file_hash in (theirs, "0" * 64):
+        with pytest.raises(UnknownFile):
+            ask_with(chat, (file_hash, "x.txt"))
+    assert chat.store.conversations.summaries(chat.owner).items == ()
+
+
+def test_unsent_file_is_removed_after_a_day(store: Store) -> None:
+    """A file that no message has is kept for UNUSED_FOR after its last upload."""
+    save(store)
+    sweep(store, UNUSED_FOR - 60)
+    assert rows(store) == (1, 2)
+    sweep(store, UNUSED_FOR + 60)
+    assert rows(store) == (0, 0)
+
+
+def test_upload_that_broke_off_is_removed(store: Store) -> None:
+    """A file without all of its parts is not there for anybody, and is removed."""
+    file = save(store)
+    with store.database.writing() as connection:
+        connection.execute(update(files).values(complete=False))
+    with pytest.raises(UnknownFile):
+        store.files.get("anna", file.hash)
+    sweep(store, UNFINISHED_FOR + 60)
+    assert rows(store) == (0, 0)
+
+
+def test_upload_that_broke_off_can_be_repeated(store: Store) -> None:
+    """The second upload completes the rows of the first."""
+    file = save(store)
+    with store.database.writing() as connection:
+        connection.execute(update(files).values(complete=False))
+        connection.execute(file_parts.delete().where(file_parts.c.role == "text"))
+    assert save(store) == file
+    assert rows(store) == (1, 2)
+    assert store.files.read("anna", file.hash, "text") == b"content"
+
+
+def test_file_goes_with_the_last_conversation_that_has_it(store: Store) -> None:
+    """A file stays while any conversation has it, also a deleted one that can be restored."""
+    chats = Chat(store), Chat(store, "second")
+    file = save(store, owner=chats[0].owner)
+    for chat in chats:
+        ask_with(chat, (file.hash, "a.txt"))
+    store.conversations.delete(chats[0].name, chats[0].owner)
+    sweep(store, DELETED_FOR + 60)
+    assert rows(store) == (1, 2)
+    assert names(chats[1]) == [["a.txt"]]
+    store.conversations.delete(chats[1].name, chats[1].owner)
+    sweep(store, DELETED_FOR - 60)
+    assert rows(store) == (1, 2)
+    sweep(store, DELETED_FOR + 60)
+    assert rows(store) == (0, 0)
+
+
+def test_discarded_prompt_leaves_its_files_for_a_day(chat: Chat) -> None:
+    """The text of a discarded prompt goes back into the composer, and its files with it."""
+    file = save(chat.store, owner=chat.owner)
+    ask_with(chat, (file.hash, "a.txt"))
+    chat.store.turns.discard(chat.name, chat.owner, chat.last_exchange().answer_id)
+    sweep(chat.store, UNUSED_FOR - 60)
+    ask_with(chat, (file.hash, "a.txt"))
+    assert names(chat) == [["a.txt"]]
+    sweep(chat.store, 10 * UNUSED_FOR)
+    assert rows(chat.store) == (1, 2)
