@@ -15,6 +15,7 @@ from halt.store.people import PERSON, PersonRow
 from halt.store.tables import (
     accounts,
     api_tokens,
+    attachments,
     chunks,
     conversations,
     generations,
@@ -239,20 +240,25 @@ class AccountRows:
         The conversations go in several transactions, so that others can write in between;
         everything else goes in the last one.
         """
-        while self._remove_conversations(person_id):
+        while self._remove_conversations(person_id) or self._remove_files(person_id):
             pass
         with self._database.writing() as connection:
             _remove_conversations(connection, person_id)
-            for table in (chunks, generations, named_prompts, presets):
+            for table in (chunks, generations, named_prompts, presets, attachments):
                 connection.execute(delete(table).where(table.c.owner == person_id))
             for table in (sign_ins, api_tokens, accounts):
                 connection.execute(delete(table).where(table.c.person_id == person_id))
             remove_keys_of(connection, person_id)
+            retention.remove_files(connection, person_id)
             connection.execute(delete(people).where(people.c.id == person_id))
 
     def _remove_conversations(self, person_id: str) -> bool:
         with self._database.writing() as connection:
             return _remove_conversations(connection, person_id)
+
+    def _remove_files(self, person_id: str) -> bool:
+        with self._database.writing() as connection:
+            return bool(retention.remove_files(connection, person_id, limit=retention.FILES_PURGED))
 
 
 #: Times that do not exist are NULL, which SQLite's max of several values cannot take.

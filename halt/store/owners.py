@@ -13,8 +13,11 @@ from halt.store.database import Database
 from halt.store.models import Busy
 from halt.store.rows import LISTED, unpin_oldest
 from halt.store.tables import (
+    attachments,
     chunks,
     conversations,
+    file_parts,
+    files,
     generations,
     messages,
     named_prompts,
@@ -94,6 +97,8 @@ class Owners:
                 for condition in (_LISTED, ())
             ]
             unpin_oldest(connection, to)
+            for source in _having(connection, files, sources):
+                _give_files(connection, source, to)
             for source in _having(connection, generations, sources):
                 _give_streams(connection, source, to, also_running=also_running)
             connection.execute(
@@ -156,6 +161,34 @@ def _give_streams(connection: Connection, source: str, to: str, *, also_running:
     )
     if also_running:  # only those have chunks
         connection.execute(update(chunks).where(chunks.c.owner == source).values(owner=to))
+
+
+def _give_files(connection: Connection, source: str, to: str) -> None:
+    """Give the files; of one that both have, that of the person `to` stays."""
+    theirs = update(files).where(
+        files.c.owner == to,
+        files.c.hash.in_(
+            select(files.c.hash).where(
+                files.c.owner == source, files.c.complete, files.c.unused_since.is_(None)
+            )
+        ),
+        files.c.complete,
+    )
+    connection.execute(theirs.values(unused_since=None))
+    mine = select(files.c.hash).where(files.c.owner == to, files.c.complete)
+    for table in (file_parts, files):
+        connection.execute(delete(table).where(table.c.owner == source, table.c.hash.in_(mine)))
+    unfinished = select(files.c.hash).where(files.c.owner == to, ~files.c.complete)
+    for table in (file_parts, files):
+        connection.execute(
+            delete(table).where(
+                table.c.owner == to,
+                table.c.hash.in_(unfinished),
+                table.c.hash.in_(select(files.c.hash).where(files.c.owner == source)),
+            )
+        )
+    for table in (files, file_parts, attachments):
+        connection.execute(update(table).where(table.c.owner == source).values(owner=to))
 
 
 def _give_named(connection: Connection, table: Table, source: str, to: str) -> None:

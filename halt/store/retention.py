@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, select, tuple_, update
+from sqlalchemy import Connection, Select, delete, select, tuple_, update
 
 from halt.store.files import UNFINISHED_FOR, UNUSED_FOR, detach
 from halt.store.tables import (
@@ -78,6 +78,17 @@ def _remove_files(connection: Connection, now: float) -> int:
         .limit(FILES_PURGED)
         .with_for_update(skip_locked=True)
     )
+    return _remove(connection, query)
+
+
+def remove_files(connection: Connection, owner: str, limit: int | None = None) -> int:
+    """Remove the files of a person, all or at most `limit`, also those that messages have."""
+    query = select(files.c.owner, files.c.hash).where(files.c.owner == owner).limit(limit)
+    return _remove(connection, query)
+
+
+def _remove(connection: Connection, query: Select[str, str]) -> int:
+    """Remove the files (owner, hash) of the query."""
     keys = [tuple(row) for row in connection.execute(query)]
     if keys:
         for table in (file_parts, files):

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import func, select, update
 
 from halt.errors import TooLarge
-from halt.files.facts import Facts, Role
 from halt.store.files import PART, UNFINISHED_FOR, UNUSED_FOR
-from halt.store.models import StoredFile, UnknownFile
+from halt.store.models import UnknownFile
 from halt.store.retention import DELETED_FOR
 from halt.store.store import Store
 from halt.store.tables import file_parts, files
+from tests.support.files import save
 from tests.support.stores import WORKER, Chat
-
-PLENTY = 10**9
 
 
 @pytest.fixture
 def chat(store: Store) -> Chat:
     return Chat(store)
-
-
-def save(
-    store: Store, content: bytes = b"content", owner: str = "anna", max_bytes: int = PLENTY
-) -> StoredFile:
-    """Save a text file with this content."""
-    facts = Facts("text", "text/plain", "TXT", 3, chars=len(content), text_chars=len(content))
-    data: dict[Role, bytes] = {"content": content, "text": content[:100], "thumbnail": b""}
-    file = StoredFile(
-        hashlib.sha256(content).hexdigest(), facts, {role: len(d) for role, d in data.items()}
-    )
-
-    def parts(role: Role) -> Iterator[bytes]:
-        for at in range(0, len(data[role]), PART):
-            yield data[role][at : at + PART]
-
-    return store.files.save(owner, file, parts, max_bytes=max_bytes)
 
 
 def rows(store: Store) -> tuple[int, int]:

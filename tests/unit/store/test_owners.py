@@ -18,6 +18,7 @@ from halt.store.owners import BROWSER, Owners
 from halt.store.rows import PINS_MAX
 from halt.store.store import Store
 from halt.store.tables import people
+from tests.support.files import save
 from tests.support.races import together
 from tests.support.stores import METRICS, WORKER, Chat, new_generation, write_end
 
@@ -299,3 +300,28 @@ def test_owners_are_listed_with_counts_and_times(store: Store, owners: Owners) -
     assert (rows["prompter"].began_at, rows["browser"].used_at) == (0, 0)
     with store.database.reading() as connection:
         assert connection.scalar(select(people.c.mode)) == BROWSER
+
+
+def test_given_files_are_merged(store: Store, owners: Owners) -> None:
+    """Of a file that both have, one is left; all messages have theirs, and none is removed."""
+    both, own, sent = (
+        [(save(store, text, owner).hash, name) for owner in ("anna", "me")]
+        for text, name in ((b"both", "both.txt"), (b"own", "own.txt"), (b"sent", "sent.txt"))
+    )
+    anna, me = Chat(store), Chat(store, "mine", "me")
+    for chat, attached in ((anna, [both[0], own[0]]), (me, [both[1], sent[1]])):
+        key = chat.new_stream()
+        store.turns.add_prompt(
+            chat.name, chat.owner, "Look.", [(key.id, "")], worker=WORKER, files=attached
+        )
+        chat.end(key, "I see.")
+    owners.give(["anna"], "me")
+    while store.generations.sweep(time.time() + 10 * 86_400):
+        pass
+    given = store.conversations.get("talk", "me").exchanges[0].files
+    assert [(file.name, store.files.read("me", file.file.hash, "content")) for file in given] == [
+        ("both.txt", b"both"),
+        ("own.txt", b"own"),
+    ]
+    assert len(me.last_exchange().files) == 2
+    assert store.files.many("anna", [file_hash for file_hash, _ in (*both, *own, *sent)]) == {}
