@@ -85,10 +85,6 @@ class ChildProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
     def wait_ready(self) -> None:
         """Wait for the first frame, at most START_MAX seconds."""
         self.exchange(b"", START_MAX)
@@ -141,14 +137,16 @@ class ChildProcess:
 # --- in the child ---------------------------------------------------------------------------------
 
 
-def begin() -> socket.socket:
+def begin(*, ends_with_thread: bool = False) -> socket.socket:
     """Make this process a child; return its end of the socket.
 
-    It ignores the signals that end a program, which its worker decides about, and ends with it.
+    It ignores the signals that end a program, which its worker decides about.
+    `ends_with_thread`: it also ends, at once, with the thread that started it, and so with the
+    worker. Otherwise it ends when it next reads from the socket.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":  # also ends C code that does not see the closed socket
+    if ends_with_thread and sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     return socket.socket(fileno=0)

@@ -1,8 +1,9 @@
 """A reading process: reads files in limited memory and time, for one worker of the server.
 
 It is started without the worker's environment, which has keys, and with a lower priority, so that
-ten uploads do not hold up a running answer. It ends after a fault of memory, because libraries in C
-may then be in any state.
+ten uploads do not hold up a running answer. It ends after a file that took all of its memory,
+because libraries in C may then be in any state. Where its worker has ended, it ends after the file
+that it reads, at the latest by the limit of its CPU time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def answer(request: Request, source: BinaryIO, out: BinaryIO) -> Reply:
         out.flush()
     except Refused as refused:
         return Reply(refused.code, refused.reason)
+    except MemoryError:
+        return Reply("too_large", "The file takes too much memory.", is_last=True)
     except Exception as exc:  # noqa: BLE001 - only the kind: the message may have the user's text
         return Reply("unreadable", "The file could not be read.", surprise=type(exc).__name__)
     return Reply(
@@ -53,6 +56,8 @@ def main() -> NoReturn:
             with os.fdopen(source, "rb") as file, os.fdopen(out, "wb") as kept:
                 reply = answer(protocol.requests.decode(body), file, kept)
             worker.sendall(frame(reply))
+            if reply.is_last:
+                os._exit(0)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class Reply(msgspec.Struct, frozen=True, array_like=True):
     content: int = 0  # bytes
     text: int = 0
     thumbnail: int = 0
+    is_last: bool = False  # the process ends after this reply
     surprise: str = ""  # the name of an exception in Halt's own code, for the log
 
 

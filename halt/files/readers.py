@@ -117,26 +117,35 @@ class Readers:
 
     def _reply(self, source: BinaryIO, kept: BinaryIO, request: Request) -> Reply:
         self._take_place()
-        child: ChildProcess | None = None
         try:
-            child = self._ready_child()
+            while True:
+                child, is_new = self._ready_child()
+                try:
+                    return self._ask(child, source, kept, request)
+                except (ProcessDied, ProcessTimeout, msgspec.MsgspecError) as exc:
+                    if isinstance(exc, ProcessDied) and not is_new:
+                        continue  # it may have died before this file came
+                    logger.warning("a reading process was ended: %s", type(exc).__name__)
+                    return Reply("unreadable", _LIMITS_REACHED)
+        finally:
+            with self._changed:
+                self._used -= 1
+                self._changed.notify()
+
+    def _ask(
+        self, child: ChildProcess, source: BinaryIO, kept: BinaryIO, request: Request
+    ) -> Reply:
+        """Let a process read the file. Raises ProcessDied, ProcessTimeout, MsgspecError."""
+        is_usable = False
+        try:
             source.seek(0)
+            kept.truncate(0)
+            kept.seek(0)
             files = (source.fileno(), kept.fileno())
             reply = replies.decode(child.exchange(frame(request), REAL_MAX, files))
-        except (ProcessDied, ProcessTimeout, msgspec.MsgspecError) as exc:
-            if child is None:
-                raise OSError("no reading process can be started") from exc
-            self._discard(child)
-            child = None
-            logger.warning("a reading process was ended: %s", type(exc).__name__)
-            return Reply("unreadable", _LIMITS_REACHED)
-        except BaseException:
-            if child is not None:
-                self._discard(child)
-                child = None
-            raise
+            is_usable = not reply.is_last
         finally:
-            self._give_back(child)
+            self._release(child, is_usable=is_usable)
         return reply
 
     # --- the processes ----------------------------------------------------------------------------
@@ -158,44 +167,32 @@ class Readers:
                 raise _busy()
             self._used += 1
 
-    def _ready_child(self) -> ChildProcess:
-        """An idle process that lives, or a new one. Raises ProcessDied, ProcessTimeout, OSError."""
-        while True:
-            with self._changed:
-                child = self._idle.pop()[1] if self._idle else None
-                if child is not None:
-                    self._busy.add(child)
-            if child is None:
-                break
-            if child.is_alive:
-                return child
-            self._discard(child)
+    def _ready_child(self) -> tuple[ChildProcess, bool]:
+        """An idle process, or a new one (True). Raises OSError where none can be started."""
+        with self._changed:
+            if self._idle:
+                child = self._idle.pop()[1]
+                self._busy.add(child)
+                return child, False
         # Without the worker's environment: it has keys, and a reader needs nothing of it.
         child = ChildProcess(self._command, environment={})
         try:
             child.wait_ready()
-        except BaseException:
+        except BaseException as exc:
             child.close()
+            if isinstance(exc, ProcessDied | ProcessTimeout):
+                raise OSError("no reading process can be started") from exc
             raise
         with self._changed:
             self._busy.add(child)
-        return child
+        return child, True
 
-    def _discard(self, child: ChildProcess) -> None:
+    def _release(self, child: ChildProcess, *, is_usable: bool) -> None:
+        """Keep the process for the next file, or end it."""
         with self._changed:
             self._busy.discard(child)
-        child.close()
-
-    def _give_back(self, child: ChildProcess | None) -> None:
-        """Give the place back; keep the process for the next file, if there is one."""
-        with self._changed:
-            self._used -= 1
-            if child is not None:
-                self._busy.discard(child)
-                if not self._is_closed and self._keep(child):
-                    child = None
-            self._changed.notify()
-        if child is not None:
+            is_kept = is_usable and not self._is_closed and self._keep(child)
+        if not is_kept:
             child.close()
 
     def _keep(self, child: ChildProcess) -> bool:

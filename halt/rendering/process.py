@@ -184,7 +184,7 @@ def render_request(
 
 def main() -> NoReturn:
     """Reply to requests until the worker's end of the socket is closed."""
-    with child_process.begin() as worker:
+    with child_process.begin(ends_with_thread=True) as worker:
         gc.freeze()
         timer = Timer()
         slow, cache = slowness(), Cache(CODE_KEPT_MAX)

@@ -1,0 +1,146 @@
+"""The reading processes of a worker: limits, faults, ends; with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from halt.files import readers as module
+from halt.files.faults import FileError, ReadersBusy, Unreadable
+from halt.files.readers import PROCESSES, Readers, ReadFile, temporary_file
+from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, BackgroundCall, wait_until
+
+ROOT = Path(__file__).parents[3]
+
+
+def read(readers: Readers, folder: Path, content: bytes = b"text") -> ReadFile:
+    """Read a text file of this content."""
+    with temporary_file(folder) as source, temporary_file(folder) as kept:
+        source.write(content)
+        source.flush()
+        return readers.read(source, kept, "a.txt", max_chars=1000, max_bytes=1000)
+
+
+def with_reading(body: str) -> tuple[str, ...]:
+    """A reading process whose `reading.read(source, name, limits)` has this body."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from halt.files import process, reading\n"
+        "usual_read = reading.read\n"
+        f"def read(source, name, limits):\n    {body}\n"
+        "    source.seek(0)\n    return usual_read(source, name, limits)\n"
+        "reading.read = read; process.main()"
+    )
+    return (sys.executable, "-c", program, str(ROOT))
+
+
+def test_process_is_used_again_and_ends_without_work(tmp_path: Path) -> None:
+    """One process reads one file after the other; it ends when none comes."""
+    readers = Readers(idle=0.2)
+    read(readers, tmp_path)
+    pids = readers.pids
+    read(readers, tmp_path)
+    assert readers.pids in (pids, [])
+    wait_until(lambda: not readers.pids, SERVER_TIMEOUT)
+    read(readers, tmp_path)
+    readers.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "while True: pass",
+        "x = bytearray(3 * 10**9); raise SystemExit",
+        "import ctypes; ctypes.string_at(0)",
+        "import os; os._exit(0)",
+        "import threading; threading.Event().wait()",
+    ],
+    ids=["CPU", "memory", "crash", "exit", "hangs"],
+)
+def test_file_that_takes_too_much_is_refused(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends with that file alone; the next file has a new one."""
+    monkeypatch.setattr(module, "REAL_MAX", 3.0)
+    readers = Readers(with_reading(f"if source.read() == b'bad':\n        {body}"))
+    read(readers, tmp_path)
+    pids = readers.pids
+    with pytest.raises(FileError, match=r"^a\.txt: .*too much"):
+        read(readers, tmp_path, b"bad")
+    assert not set(pids) & set(readers.pids)
+    assert read(readers, tmp_path).facts.chars == 4
+    readers.close()
+
+
+def test_process_has_limits_and_not_the_environment(tmp_path: Path) -> None:
+    """A file that takes over the process finds no keys, and cannot take all memory."""
+    os.environ["HALT_TEST_KEY"] = "secret"
+    readers = Readers()
+    read(readers, tmp_path)
+    (pid,) = readers.pids
+    folder = Path(f"/proc/{pid}")
+    assert b"secret" not in (folder / "environ").read_bytes()
+    limits = (folder / "limits").read_text()
+    assert "Max address space         1000000000" in limits
+    assert "Max core file size        0" in limits
+    assert os.getpriority(os.PRIO_PROCESS, pid) > 0
+    readers.close()
+    del os.environ["HALT_TEST_KEY"]
+
+
+def test_files_wait_for_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most PROCESSES are read at once; a file that waits too long is refused."""
+    monkeypatch.setattr(module, "WAIT_MAX", 0.2)
+    readers = Readers(with_reading("import threading; threading.Event().wait()"))
+    calls = [BackgroundCall(lambda: read(readers, tmp_path)) for _ in range(PROCESSES)]
+    wait_until(lambda: len(readers.pids) == PROCESSES, SERVER_TIMEOUT)
+    with pytest.raises(ReadersBusy):
+        read(readers, tmp_path)
+    monkeypatch.setattr(module, "WAITING_MAX", 0)
+    with pytest.raises(ReadersBusy):
+        read(readers, tmp_path)
+    readers.close()
+    for call in calls:
+        assert isinstance(call.end(SERVER_TIMEOUT), Unreadable)
+
+
+def test_process_that_was_killed_in_between_is_replaced(tmp_path: Path) -> None:
+    readers = Readers()
+    read(readers, tmp_path)
+    (pid,) = readers.pids
+    os.kill(pid, signal.SIGKILL)
+    assert read(readers, tmp_path).facts.chars == 4
+    readers.close()
+
+
+def test_program_that_cannot_start_is_told(tmp_path: Path) -> None:
+    """The caller gets an OSError; the place is given back."""
+    readers = Readers(("false",))
+    for _ in range(PROCESSES + 1):
+        with pytest.raises(OSError, match="no reading process"):
+            read(readers, tmp_path)
+
+
+def test_many_threads_read_their_own_files(readers: Readers, tmp_path: Path) -> None:
+    """The replies do not get mixed up."""
+    found: dict[int, int] = {}
+
+    def work(number: int) -> Callable[[], None]:
+        def read_one() -> None:
+            found[number] = read(readers, tmp_path, b"x" * number).facts.chars
+
+        return read_one
+
+    threads = [threading.Thread(target=work(number)) for number in range(1, 21)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_TIMEOUT * 3)
+    assert found == {number: number for number in range(1, 21)}
+    assert len(readers.pids) <= PROCESSES

@@ -1,0 +1,218 @@
+"""What is read of files, and which files are refused, in real reading processes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import pytest
+from PIL import Image, ImageCms
+
+from halt.files.faults import FileError, FileTooLarge, UnknownKind, Unreadable
+from halt.files.reading.images import PIXELS_MAX, SIDE_MAX, THUMBNAIL_MAX
+from tests.support.files import Read, docx, huge_png, image, packed, pdf
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "label", "media_type"),
+    [
+        ("PNG", "RGB", "PNG", "image/png"),
+        ("PNG", "RGBA", "PNG", "image/png"),
+        ("PNG", "I;16", "PNG", "image/png"),
+        ("PNG", "1", "PNG", "image/png"),
+        ("JPEG", "RGB", "JPEG", "image/jpeg"),
+        ("JPEG", "CMYK", "JPEG", "image/jpeg"),
+        ("JPEG", "L", "JPEG", "image/jpeg"),
+        ("WEBP", "RGB", "WebP", "image/png"),
+        ("GIF", "P", "GIF", "image/png"),
+        ("AVIF", "RGB", "AVIF", "image/jpeg"),
+    ],
+)
+def test_image_becomes_jpeg_or_png(
+    read: Read, kind: str, mode: str, label: str, media_type: str
+) -> None:
+    """Every kind becomes one that all models take, whatever the file's name says."""
+    found = read(image(kind=kind, mode=mode), "photo.txt")
+    assert (found.facts.kind, found.facts.label, found.facts.media_type) == (
+        "image",
+        label,
+        media_type,
+    )
+    assert (found.facts.width, found.facts.height) == opened(found.content).size == (40, 30)
+    assert found.hash == hashlib.sha256(found.content).hexdigest()
+    assert opened(found.thumbnail).size == (40, 30)
+    assert found.text == b""
+
+
+def test_large_photo_is_made_smaller_upright_and_without_its_place(read: Read) -> None:
+    """A photo is turned as its camera says; the metadata, with the place, are not kept."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    exif[0x010F] = "Camera of Anna"
+    found = read(image(4000, 3000, "JPEG", exif=exif))
+    assert opened(found.content).size == (SIDE_MAX * 3 // 4, SIDE_MAX)
+    assert opened(found.thumbnail).size == (THUMBNAIL_MAX * 3 // 4, THUMBNAIL_MAX)
+    assert not opened(found.content).getexif()
+    assert b"Anna" not in found.content + found.thumbnail
+
+
+def test_image_is_kept_in_srgb(read: Read) -> None:
+    """The colours of another profile are converted; the profile is not kept."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for icc_profile in (profile, b"no profile"):
+        found = read(image(kind="PNG", icc_profile=icc_profile))
+        assert "icc_profile" not in opened(found.content).info
+
+
+def test_grey_of_16_bits_keeps_its_brightness(read: Read) -> None:
+    """16 bits become 8, instead of white."""
+    out = io.BytesIO()
+    Image.new("I;16", (4, 4), 128 * 256).save(out, "PNG")
+    assert opened(read(out.getvalue()).content).getpixel((0, 0)) == 128
+
+
+def test_animation_becomes_its_first_picture(read: Read) -> None:
+    """Models read one picture."""
+    out = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    found = opened(read(out.getvalue()).content)
+    assert getattr(found, "n_frames", 1) == 1
+    assert found.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (huge_png(50_000, 50_000), FileTooLarge, "50,000 x 50,000 pixels"),
+        (huge_png(PIXELS_MAX + 1, 1), FileTooLarge, "at most 100 million"),
+        (huge_png(400, 300), Unreadable, "damaged"),
+        (image(400, 300, "JPEG")[:700], Unreadable, "damaged"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 100, Unreadable, "no PNG image|damaged"),
+        (b"GIF89a", Unreadable, "no GIF image"),
+        (b"RIFF\x10\0\0\0WEBPVP8 ", Unreadable, "no WebP image|damaged"),
+    ],
+    ids=["50,000 x 50,000", "long", "lies", "cut", "no PNG", "no GIF", "no WebP"],
+)
+def test_bad_image_is_refused(
+    read: Read, content: bytes, error: type[FileError], words: str
+) -> None:
+    """The user is told what is wrong; the message begins with the file's name."""
+    with pytest.raises(error, match=words) as refusal:
+        read(content, "bad.png")
+    assert refusal.value.message.startswith("bad.png: ")
+
+
+# --- documents ------------------------------------------------------------------------------------
+
+
+def test_pdf_has_the_text_of_its_pages(read: Read) -> None:
+    """Each page is headed by its number; the file is kept as it came."""
+    content = pdf(["First page\nwith two lines", "", "Third page"])
+    found = read(content)
+    assert found.text.decode() == "[Page 1]\nFirst page\nwith two lines\n\n[Page 3]\nThird page"
+    assert (found.facts.kind, found.facts.pages, found.facts.extent) == ("pdf", 3, "3 pages")
+    assert found.content == content
+    assert not found.facts.is_cut
+
+
+def test_pdf_is_cut_after_whole_pages(read: Read) -> None:
+    """The pages that fit are used, and it is said which."""
+    found = read(pdf(["word " * 18] * 212), max_chars=4_200)
+    assert found.facts.extent == "pages 1 to 41 of 212"
+    assert found.facts.is_cut
+    assert found.text.count(b"[Page ") == 41
+    assert len(found.text) <= 4_200
+
+
+def test_first_page_that_is_too_long_is_cut(read: Read) -> None:
+    found = read(pdf(["word " * 18] * 2), max_chars=50)
+    assert found.facts.extent == "a part of page 1 of 2"
+    assert len(found.text) == 50
+
+
+def test_word_document_has_its_text(read: Read) -> None:
+    """Paragraphs are kept in their order."""
+    content = docx(["One.", "Two."])
+    found = read(content)
+    assert found.text == b"One.\n\nTwo."
+    assert (found.facts.kind, found.facts.label) == ("text", "DOCX")
+    assert found.content == content
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "words"),
+    [
+        (b"%PDF-1.7 and nothing else", Unreadable, "no PDF"),
+        (pdf(["x"])[:100], Unreadable, "no PDF|no pages"),
+        (packed({"word/document.xml": b"0" * 10**7}), FileTooLarge, "too many bytes"),
+        (packed({"word/document.xml": b"<x>"}), Unreadable, "damaged"),
+        (packed({"a.txt": b"x"}), UnknownKind, "ZIP archives"),
+        (packed({"xl/workbook.xml": b"x"}), UnknownKind, "CSV"),
+        (packed({"a.txt": b"x"})[:-10], Unreadable, "damaged"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 100, UnknownKind, "DOCX"),
+    ],
+    ids=["no PDF", "cut PDF", "bomb", "no DOCX", "ZIP", "XLSX", "cut ZIP", "DOC"],
+)
+def test_bad_document_is_refused(
+    read: Read, content: bytes, error: type[FileError], words: str
+) -> None:
+    """The user is told what is wrong and, where there is one, a way out."""
+    with pytest.raises(error, match=words):
+        read(content, max_bytes=10**6)
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "label"),
+    [
+        (b"a,b\r\n1,2\r\n", "a,b\n1,2\n", "CSV"),
+        ("Größe".encode("utf-16"), "Größe", "CSV"),
+        (b"\xef\xbb\xbfx", "x", "CSV"),
+        ("Größe überall, schöne Grüße. ".encode("latin-1") * 20, "Größe überall", "CSV"),
+        (b"<svg><script>alert(1)</script></svg>", "<svg><script>alert(1)</script></svg>", "CSV"),
+    ],
+    ids=["lines", "UTF-16", "mark", "Latin-1", "SVG"],
+)
+def test_text_file_is_read_in_its_encoding(
+    read: Read, content: bytes, text: str, label: str
+) -> None:
+    """The text has `\\n` as line end; an SVG is text, never an image."""
+    found = read(content, "table.csv")
+    assert found.text.decode().startswith(text)
+    assert (found.facts.kind, found.facts.label, found.facts.media_type) == (
+        "text",
+        label,
+        "text/plain",
+    )
+    assert found.content == content
+
+
+def test_long_text_is_cut_at_a_line(read: Read) -> None:
+    found = read(b"0123456789\n" * 1000, max_chars=1000)
+    assert found.facts.extent == "the first 989 of 11,000 characters"
+    assert len(found.text) == 989
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", Unreadable),
+        (b" \n", Unreadable),
+        (b"MZ\x90\0\3\0\0\0", UnknownKind),
+        (b"\x7fELF\2\1\1\0", UnknownKind),
+        (bytes(range(128, 256)) * 40 + b"\1", UnknownKind),
+    ],
+)
+def test_what_is_no_text_is_refused(read: Read, content: bytes, error: type[FileError]) -> None:
+    """A name with the ending of a text does not make a program one."""
+    with pytest.raises(error):
+        read(content, "program.txt")
