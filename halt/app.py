@@ -155,6 +155,7 @@ def create_app(
             toolbox,
             count_starts,
             catalog.require_model,
+            catalog.abilities_of,
         ),
         prompts=Prompts(store.named_prompts, read_prompts(settings)),
         presets=Presets(store.presets),

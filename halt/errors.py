@@ -197,6 +197,7 @@ CODES: Mapping[str, tuple[str, bool]] = MappingProxyType(
             "tools, or unset HALT_TOOLS.",
             False,
         ),
+        "images_refused": ("The model's server refused the image.", False),
         "context_too_long": ("The conversation is too long for this model.", False),
         "unauthorized": ("The model's server did not accept the API key.", False),
         "key_needed": ("The key of this provider is missing: enter it again.", False),
@@ -305,8 +306,8 @@ IT_SAID = " It said: "
 
 #: Codes whose sentence is followed by the server's own message.
 _QUOTED = (
-    "bad_request tools_refused context_too_long unauthorized forbidden region_not_supported"
-    " content_filter quota_exceeded model_not_found endpoint_not_found model_loading rate_limited"
+    "bad_request tools_refused images_refused context_too_long unauthorized forbidden"
+    " region_not_supported content_filter quota_exceeded model_not_found endpoint_not_found model_loading rate_limited"
     " upstream_server_error upstream_web_page upstream_incomplete upstream_error"
 )
 QUOTED = frozenset(_QUOTED.split())

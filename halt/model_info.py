@@ -15,6 +15,7 @@ class Abilities(msgspec.Struct, frozen=True, omit_defaults=True):
     images: bool | None = None  # whether it reads images
     tools: bool | None = None
     thinking: bool | None = None
+    pdf: bool | None = None  # whether it reads PDFs
     # US dollars per million tokens:
     input_price: float | None = None
     cached_price: float | None = None  # of prompt tokens that the provider had cached

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
+from halt.chat.file_contents import FileContents
 from halt.chat.progress import AnswerProgress
 from halt.chat.titles import Titles
 from halt.clock import now
@@ -23,9 +24,21 @@ from halt.core.service import GenerationService
 from halt.core.stream_key import StreamKey
 from halt.core.tools import Toolbox
 from halt.errors import RequestError, StoreUnavailable, TooLarge, UnknownStream
+from halt.files.names import clean_name
+from halt.model_info import UNKNOWN, Abilities
 from halt.providers.continuation import continuation_request
 from halt.rendering import data_urls
-from halt.store.models import MOVED, Busy, Conversation, Exchange, Moved, UnknownConversation, Usage
+from halt.store.models import (
+    MOVED,
+    Busy,
+    Conversation,
+    Exchange,
+    Moved,
+    UnknownConversation,
+    UnknownFile,
+    Usage,
+)
+from halt.store.prompt_messages import PromptPath
 from halt.store.store import Store
 from halt.store.writer import StoreWriter
 
@@ -33,6 +46,7 @@ from halt.store.writer import StoreWriter
 WRITE_WAIT = 2.0
 WRITE_TICK = 0.01  # seconds before the first retry; each further pause is twice as long
 WRITE_TICK_MAX = 0.16  # seconds
+MARGIN = 2_000  # characters of HALT_MAX_PROMPT_CHARS left for notes and headings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -60,6 +74,8 @@ class ChatService:
     count_starts: Callable[..., None]
     #: Raises UpstreamError if no model is set up.
     require_model: Callable[[], None]
+    #: What is known of a model, "" for the default one.
+    abilities: Callable[[str], Abilities]
     answer_progress: AnswerProgress = field(default_factory=AnswerProgress)
 
     def system_prompt(self, model: str | None = "", conversation_prompt: str | None = None) -> str:
@@ -68,15 +84,37 @@ class ChatService:
             return conversation_prompt
         return self.config.default_system_prompt(model or self.generations.upstream.known_model)
 
-    def checked_prompt(self, text: str) -> str:
-        """The text with normalized line ends, stripped. Raises RequestError, TooLarge."""
+    def checked_prompt(self, text: str, files: Sequence[tuple[str, str]] = ()) -> str:
+        """The text with normalized line ends, stripped; it may be empty where there are files.
+
+        Raises RequestError, TooLarge.
+        """
         prompt = text.replace("\r\n", "\n").strip()
-        if not prompt:
+        if not prompt and not files:
             raise RequestError("Write a message first.", field="prompt")
         limit = self.config.max_prompt_chars
         if len(prompt) > limit:
             raise TooLarge(f"The message is longer than {limit:,} characters.", field="prompt")
         return prompt
+
+    def checked_files(self, owner: str, files: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The files (hash, name) of a prompt, with names for display.
+
+        Raises UnknownFile, RequestError and TooLarge.
+        """
+        if len(files) > self.config.max_files:
+            raise RequestError(
+                f"A message has at most {self.config.max_files} files.", field="file"
+            )
+        stored = self.store.files.many(owner, {file_hash for file_hash, _ in files})
+        if len(stored) < len({file_hash for file_hash, _ in files}):
+            raise UnknownFile("A file of this message is no longer here. Attach it again.")
+        limit = self.config.max_files_bytes
+        if sum(file.sizes["content"] for file in stored.values()) > limit:
+            raise TooLarge(
+                f"The files of a message have at most {limit / 1e6:,.0f} MB.", field="file"
+            )
+        return [(file_hash, clean_name(name)) for file_hash, name in files]
 
     def checked_answer(self, text: str) -> str:
         """A user's version of an answer, with normalized line ends and no blank lines around it.
@@ -102,13 +140,15 @@ class ChatService:
         *,
         edit_of: int | None = None,
         after: int | None = None,
+        files: Sequence[tuple[str, str]] = (),
     ) -> Started:
         """Add a prompt and start its answers; with `edit_of`, as a new version of that prompt.
 
         `answers`: pairs of stream ID and model. `after`: the ID of the last prompt that the page
-        shows, 0 where it shows none. Raises what the store's `begin` and
-        `GenerationService.start` raise (Moved: there are messages that the page does not show),
-        TooManyRequests, and UpstreamError if no model is set up.
+        shows, 0 where it shows none. `files`: the prompt's, checked. Raises what
+        the store's `begin` and `GenerationService.start` raise (Moved: there are messages that the
+        page does not show), TooManyRequests, ImagesNotRead, and UpstreamError if no model is set
+        up.
         """
         self._check_start(len(answers))
         try:
@@ -121,6 +161,7 @@ class ChatService:
                 worker=self.store_writer.worker,
                 edit_of=edit_of,
                 after=after,
+                files=files,
             )
         except Busy:
             last = self.store.conversations.get(conversation_id, owner, limit=1).last
@@ -294,9 +335,14 @@ class ChatService:
             self.count_starts(len(pending_answers))
             prompts = [self.system_prompt(answer.requested_model) for answer in pending_answers]
             path = self.store.conversations.prompt_path(conversation.id, conversation.owner)
-            messages = {prompt: path.messages(prompt) for prompt in set(prompts)}
+            made: dict[Any, list[Message]] = {}  # most models get the same
             for answer, prompt in zip(pending_answers, prompts, strict=True):
-                runs.append(self._start_answer(conversation, answer, messages[prompt]))
+                abilities = self.abilities(answer.requested_model) if path.has_files else UNKNOWN
+                key = prompt, abilities.images, abilities.pdf
+                if key not in made:
+                    made[key] = self._messages(conversation.owner, path, prompt, abilities)
+                messages = made[key]
+                runs.append(self._start_answer(conversation, answer, messages))
         except Exception:
             owner = conversation.owner
             unstarted = [
@@ -309,6 +355,22 @@ class ChatService:
             self.generations.stop_many([(run.id, None) for run in runs], owner)
             raise
         return Started(conversation, runs[0])
+
+    def _messages(
+        self, owner: str, path: PromptPath, prompt: str, abilities: Abilities
+    ) -> list[Message]:
+        """The messages for a model. Raises ImagesNotRead, UnknownFile."""
+        if not path.has_files:
+            return path.messages(prompt)
+        contents = FileContents(
+            self.store.files,
+            owner,
+            path.turns,
+            abilities,
+            max_bytes=self.config.max_files_bytes,
+            max_chars=self.config.max_prompt_chars - len(prompt) - MARGIN,
+        )
+        return path.messages(prompt, contents.contents)
 
     def _start_answer(
         self, conversation: Conversation, answer: Exchange, messages: list[Message]

@@ -283,6 +283,32 @@ class Config:
         low=1024,
         high=1_073_741_824,
     )
+    max_file_bytes: int = _setting(
+        "HALT_MAX_FILE_BYTES", "Bytes of one file", 20_000_000, low=1024, high=1_000_000_000
+    )
+    max_files: int = _setting("HALT_MAX_FILES", "Files of one message", 10, low=0, high=100)
+    max_files_bytes: int = _setting(
+        "HALT_MAX_FILES_BYTES",
+        "Bytes of the files of one message, as they are kept, and of those in one request to a "
+        "model",
+        50_000_000,
+        low=1024,
+        high=1_000_000_000,
+    )
+    max_file_chars: int = _setting(
+        "HALT_MAX_FILE_CHARS",
+        "Characters of one file's text that a model gets",
+        120_000,
+        low=100,
+        high=10_000_000,
+    )
+    max_person_bytes: int = _setting(
+        "HALT_MAX_PERSON_BYTES",
+        "Bytes of all files of one person",
+        2_000_000_000,
+        low=1024,
+        high=1_000_000_000_000,
+    )
     log_seconds: float = _setting(
         "HALT_LOG_SECONDS",
         "Seconds that a finished stream stays in memory; later it is read from the store",

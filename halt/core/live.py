@@ -7,7 +7,7 @@ from halt.core.connection import UpstreamConnection
 from halt.core.generation import Generation
 from halt.core.log import EventLog
 from halt.core.metrics import Meter
-from halt.core.request import ChatRequest, Reply, fingerprint, unfinished
+from halt.core.request import ChatRequest, Reply, fingerprint, has_data, unfinished
 from halt.core.request_ids import current
 from halt.core.stream_key import StreamKey
 
@@ -34,7 +34,11 @@ class LiveGeneration(Generation):
         self.question = request.messages  # without later rounds; [] after `forget_request`
         #: Its log has ended, and its upstream is read for the usage (`halt.core.exact_usage`).
         self.reads_usage = False
-        self._fingerprint = ""  # of the question, set by `forget_request`
+        #: Of the question, set by `forget_request`; at once for one with megabytes of data, which
+        #: would hold up the relay.
+        self._fingerprint = (
+            fingerprint(request.messages) if any(map(has_data, request.messages)) else ""
+        )
         self._model = ""  # the name in the last round's reply
 
     @property

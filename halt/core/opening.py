@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 
 from halt.clock import now
 from halt.core.limits import Limits
 from halt.core.live import LiveGeneration
-from halt.core.request import Upstream
+from halt.core.request import Upstream, has_images
 from halt.core.request_ids import about
 from halt.errors import Interrupted, UpstreamError
 
@@ -18,6 +19,14 @@ RETRY_AFTER_MAX = 5.0  # seconds; a fault with a longer Retry-After is shown to 
 LOADING_PAUSE = 0.25  # seconds between requests to a server that loads its model; doubles
 LOADING_PAUSE_MAX = 4.0  # seconds
 DEMO_READY_LIMIT = 60.0  # seconds that the demo model may take to load
+
+_REFUSALS = frozenset(
+    {"bad_request", "model_not_found", "upstream_server_error", "endpoint_not_found"}
+)
+#: In the words of llama.cpp, vLLM ("is not a multimodal model", "At most 0 image(s)"), Ollama,
+#: LM Studio, OpenRouter, OpenAI ("image_url is only supported by certain models"), DeepSeek
+#: ("unknown variant `image_url`, expected `text`").
+_IMAGES = re.compile(r"\bimages?\b|image_url|multi-?modal|vision", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +74,8 @@ class Opening:
             except UpstreamError as exc:
                 if self._offers_tools and _refuses_tools(exc):
                     raise exc.with_code("tools_refused") from exc
+                if has_images(live.request.messages) and _refuses_images(exc):
+                    raise exc.with_code("images_refused") from exc
                 fault = exc
 
     def _wait(self, fault: UpstreamError) -> None:
@@ -137,5 +148,9 @@ def _refuses_tools(fault: UpstreamError) -> bool:
 
     The status differs between providers: 400 and 422 are usual, 404 and 500 occur too.
     """
-    refusals = {"bad_request", "model_not_found", "upstream_server_error"}
-    return fault.code in refusals and "tool" in fault.detail.lower()
+    return fault.code in _REFUSALS and "tool" in fault.detail.lower()
+
+
+def _refuses_images(fault: UpstreamError) -> bool:
+    """Whether a refusal speaks of images: the model, or what runs it, does not read them."""
+    return fault.code in _REFUSALS and _IMAGES.search(fault.detail) is not None

@@ -8,6 +8,7 @@ of `halt.errors.CODES`; text that arrived before the fault is returned first.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Protocol, Self
 
 import msgspec
@@ -71,11 +72,61 @@ class Message(dict[str, Any]):
 
     @property
     def size(self) -> int:
-        """Its size in characters: of a plain text alone, else of the whole message as JSON."""
+        """Its size in characters: of a plain text alone, else of the whole message as JSON.
+
+        The data of images and files does not count: models do not read it as text.
+        """
         content = self.get("content")
         if isinstance(content, str) and len(self) == 2:  # beside the role
             return len(content)
+        if isinstance(content, list):
+            return len(
+                msgspec.json.encode({**self, "content": [_without_data(p) for p in content]})
+            )
         return len(msgspec.json.encode(self))
+
+
+class FilePart(dict[str, Any]):
+    """A file in a message's content, in OpenAI's form; `text` is for models that read no files."""
+
+    def __init__(self, name: str, url: str, text: str) -> None:
+        """`url`: a data: URL."""
+        super().__init__(type="file", file={"filename": name, "file_data": url})
+        self.text = text
+
+    def as_text(self) -> dict[str, Any]:
+        """The part with the text alone."""
+        return {"type": "text", "text": self.text}
+
+
+def has_images(messages: Iterable[Message]) -> bool:
+    """Whether one of the messages has an image part."""
+    return any(
+        isinstance(part, dict) and part.get("type") in {"image_url", "image"}
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+    )
+
+
+def has_data(message: Message) -> bool:
+    """Whether a message has images or files."""
+    content = message.content
+    return isinstance(content, list) and any(_without_data(part) is not part for part in content)
+
+
+def _without_data(part: Any) -> Any:
+    """A part without the data of its image, file or sound; the part itself where it has none."""
+    match part:
+        case {"type": "image_url", "image_url": {"url": str(url)}} if url.startswith("data:"):
+            return {"type": "image_url"}
+        case {"type": "file", "file": {"file_data": str()}}:
+            return {"type": "file"}
+        case {"type": "input_audio", "input_audio": {"data": str()}}:
+            return {"type": "input_audio"}
+        case {"type": "image" | "document", "source": {"data": str()}}:
+            return {"type": part["type"]}
+    return part
 
 
 #: Fields of an answer's message that some providers require in prompts, and others refuse. Clients

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from halt.config.model_servers import KeyRequired, origin
 from halt.core.request import Upstream
 from halt.errors import HaltError, RequestError, UpstreamError
-from halt.model_info import ModelGroup
+from halt.model_info import UNKNOWN, Abilities, ModelGroup
 from halt.providers.discovery import Discovery
 from halt.providers.model_list import NAME_MAX, is_name
 from halt.providers.router import (
@@ -64,6 +64,7 @@ class _Known(NamedTuple):
     state: State
     groups: ModelGroups
     names: Mapping[str, tuple[str, str]]  # model -> its provider's title, its label
+    abilities: Mapping[str, Abilities]  # of the models of which some are known
     providers: Sequence[PageList]
 
 
@@ -76,7 +77,7 @@ class Catalog:
         self._discovery = discovery
         self._first_servers = () if discovery is None else discovery.latest.servers
         #: Of the last refresh. Any thread replaces it in one assignment; the last one wins.
-        self._known = _Known(self._providers.state, [], {}, ())
+        self._known = _Known(self._providers.state, [], {}, {}, ())
 
     def refresh(self, retried: str | None = None) -> ModelGroups:
         """Return the models by provider; empty until a list has arrived.
@@ -119,6 +120,11 @@ class Catalog:
     def label_of(self, model_name: str) -> str:
         """Return a model's name for people; the name itself if no list has it."""
         return self._current.names.get(model_name, ("", model_name))[1]
+
+    def abilities_of(self, model_name: str) -> Abilities:
+        """What is known of a model, "" for the default one; waits for nothing."""
+        known = self._current.abilities
+        return known.get(model_name or self._providers.known_model, UNKNOWN)
 
     def shown_name(self, model_name: str) -> tuple[str, str]:
         """A model's name for people, and its provider's; waits for nothing."""
@@ -222,7 +228,13 @@ def _known(state: State, lists: PageLists) -> _Known:
         for group in lists.with_hidden
         for model in group.models
     }
-    return _Known(state, _bounded(lists.groups), names, lists.providers)
+    abilities = {
+        model.name: model.abilities
+        for group in lists.with_hidden
+        for model in group.models
+        if model.abilities is not UNKNOWN
+    }
+    return _Known(state, _bounded(lists.groups), names, abilities, lists.providers)
 
 
 def _words_of(fault: HaltError) -> tuple[str, bool]:

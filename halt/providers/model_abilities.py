@@ -2,9 +2,9 @@
 
 Servers do not agree on the names of these facts. Where they are documented:
 
-- OpenRouter (https://openrouter.ai/docs/models): `context_length`, `architecture.input_modalities`,
-  `supported_parameters` with "tools" and "reasoning"; servers that it lists name these
-  `supported_features` (https://openrouter.ai/docs/use-cases/for-providers). `pricing` with
+- OpenRouter (https://openrouter.ai/docs/models): `context_length`, `architecture.input_modalities`
+  with "image" and, for PDFs, "file"; `supported_parameters` with "tools" and "reasoning", which
+  servers that it lists name `supported_features` (https://openrouter.ai/docs/use-cases/for-providers). `pricing` with
   `prompt`, `completion` and `input_cache_read`: dollars per token, as texts.
 - vLLM (`ModelCard` in vllm/entrypoints/openai/protocol.py), SGLang: `max_model_len`.
 - llama.cpp (`get_res_model_info` in tools/server/server-context.cpp): `meta.n_ctx`, the context of
@@ -14,8 +14,8 @@ Servers do not agree on the names of these facts. Where they are documented:
   "llm", `max_context_length`, `loaded_context_length`, `capabilities` with "tool_use".
 - Ollama (docs/api.md, /api/tags and /api/ps): `capabilities` with "vision", "tools" and "thinking",
   `context_length`, also in `details`. "image" in its `capabilities` means that it draws.
-- Anthropic (`ModelInfo` of its client): `max_input_tokens`, and `capabilities` with `image_input`
-  and `thinking`, each {"supported": bool}.
+- Anthropic (`ModelInfo` of its client): `max_input_tokens`, and `capabilities` with `image_input`,
+  `pdf_input` and `thinking`, each {"supported": bool}.
 - Mistral (https://docs.mistral.ai/api, List Models): `max_context_length`, and `capabilities` with
   the flags `vision`, `function_calling` and `reasoning`.
 - Groq (https://console.groq.com/docs/api-reference): `context_window`. Together, Fireworks:
@@ -73,6 +73,7 @@ def abilities_of(fields: Mapping[str, Any]) -> Abilities:
         images=_first(_reads_images(fields), _flag(_IMAGES, labels, flags)),
         tools=_first(_in_complete_list(_TOOLS, fields), _flag(_TOOLS, labels, flags)),
         thinking=_first(_in_complete_list(_THINKING, fields), _flag(_THINKING, labels, flags)),
+        pdf=_reads_pdf(fields, flags),
         input_price=input_price,
         cached_price=cached_price,
         output_price=output_price,
@@ -168,6 +169,17 @@ def _reads_images(fields: Mapping[str, Any]) -> bool | None:
             if inputs := _names(place.get(name)):
                 return "image" in inputs
     return {"vlm": True, "llm": False}.get(str(fields.get("type")))
+
+
+def _reads_pdf(fields: Mapping[str, Any], flags: Mapping[str, bool]) -> bool | None:
+    """Return whether an entry says that PDFs are among the model's inputs."""
+    architecture = fields.get("architecture")
+    inputs = (
+        _names(plain_fields(architecture).get("inputmodalities"))
+        if isinstance(architecture, dict)
+        else frozenset()
+    )
+    return "file" in inputs if inputs else flags.get("pdfinput")
 
 
 def _any(flags: Iterable[bool]) -> bool | None:

@@ -36,6 +36,10 @@ class PromptPath(NamedTuple):
     system_prompt: str | None  # of the conversation; None: the server's default
     turns: list[PathMessage]
 
+    @property
+    def has_files(self) -> bool:
+        return any(turn.files for turn in self.turns)
+
     def messages(
         self, default_prompt: str = "", with_files: WithFiles | None = None
     ) -> list[Message]:

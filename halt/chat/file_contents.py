@@ -1,0 +1,125 @@
+"""Makes the contents of prompts with files, as one model takes them.
+
+A text, a Word document, and a PDF for a model that does not read PDFs: their text under a heading
+with the file's name. An image, and a PDF for a model that reads them: a part of its own, in
+OpenAI's form. The newest files come first: of those that exceed a limit of the request only the
+names are sent, or the beginning of their text. A model that reads no images gets their names.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from halt.core.request import FilePart
+from halt.errors import RequestError
+from halt.model_info import Abilities
+from halt.store.files import Files
+from halt.store.models import Attachment
+from halt.store.prompt_messages import Contents, PathMessage
+
+#: Parts of one request. Anthropic's API takes only smaller images where there are more.
+PARTS_MAX = 20
+#: Characters of a text of which only the beginning fits; shorter ones are left out.
+BEGINNING_MIN = 500
+
+
+class ImagesNotRead(RequestError):
+    """The last prompt has an image, and the model's server says that the model reads none."""
+
+    code = "images_not_read"
+
+
+class FileContents:
+    """The contents of the prompts of one path. Used by one thread."""
+
+    def __init__(
+        self,
+        files: Files,
+        owner: str,
+        turns: list[PathMessage],
+        abilities: Abilities,
+        *,
+        max_bytes: int,
+        max_chars: int,
+    ) -> None:
+        """`max_bytes`: of all parts, before they are encoded; `max_chars`: of all messages.
+
+        Raises ImagesNotRead.
+        """
+        self._files = files
+        self._owner = owner
+        self._abilities = abilities
+        self._parts: set[str] = set()  # the hashes of the files that are sent as parts
+        self._chars: dict[str, int] = {}  # of the texts that are sent, by the hash
+        prompts = [turn for turn in turns if turn.role == "user"]
+        if abilities.images is False and prompts and _has_image(prompts[-1].files):
+            raise ImagesNotRead("This model does not read images. Choose another model.")
+        chars = max_chars - sum(len(turn.text) for turn in turns)
+        for turn in reversed(prompts):
+            for attachment in turn.files:
+                max_bytes, chars = self._plan(attachment, max_bytes, chars)
+
+    def _plan(self, attachment: Attachment, max_bytes: int, chars: int) -> tuple[int, int]:
+        """Decide what is sent of a file; returns what is left of the limits."""
+        file, facts = attachment.file, attachment.file.facts
+        if file.hash in self._parts or file.hash in self._chars:
+            return max_bytes, chars
+        size = file.sizes["content"]
+        is_part = self._abilities.pdf is True if facts.kind == "pdf" else facts.kind == "image"
+        if is_part and size <= max_bytes and len(self._parts) < PARTS_MAX:
+            self._parts.add(file.hash)
+            return max_bytes - size, chars
+        if facts.kind == "image":
+            return max_bytes, chars
+        chars -= len(attachment.name) + 100  # the heading
+        fits = min(facts.text_chars, max(chars, 0))
+        if fits < min(facts.text_chars, BEGINNING_MIN):
+            return max_bytes, chars
+        self._chars[file.hash] = fits
+        return max_bytes, chars - fits
+
+    def contents(self, prompt: str, attached: tuple[Attachment, ...]) -> Contents:
+        """The content of a prompt with files. Raises UnknownFile, StoreUnavailable."""
+        texts: list[str] = []
+        parts: list[dict[str, Any]] = []
+        sends_images = self._abilities.images is not False
+        for attachment in attached:
+            file = attachment.file
+            if file.hash in self._parts and (sends_images or file.facts.kind != "image"):
+                parts.append(self._part(attachment))
+            elif file.hash in self._chars:
+                texts.append(self._text(attachment, self._chars[file.hash]))
+            else:
+                noun = "image" if file.facts.kind == "image" else "file"
+                texts.append(f"[{noun}: {attachment.name}]")
+        if prompt:
+            texts.append(prompt)
+        text = "\n\n".join(texts)
+        if not parts:
+            return text
+        return [*parts, *([{"type": "text", "text": text}] if text else [])]
+
+    def _part(self, attachment: Attachment) -> dict[str, Any]:
+        file = attachment.file
+        data = base64.b64encode(self._files.read(self._owner, file.hash, "content")).decode()
+        url = f"data:{file.facts.media_type};base64,{data}"
+        if file.facts.kind == "image":
+            return {"type": "image_url", "image_url": {"url": url}}
+        return FilePart(attachment.name, url, self._text(attachment, file.facts.text_chars))
+
+    def _text(self, attachment: Attachment, chars: int) -> str:
+        """The text of a file under a heading with its name."""
+        file, facts = attachment.file, attachment.file.facts
+        text = self._files.read(self._owner, file.hash, "text").decode(errors="replace")
+        extent = ""
+        if chars < facts.text_chars:
+            text = text[:chars]
+            extent = f" (the first {chars:,} characters)"
+        elif facts.is_cut:
+            extent = f" ({facts.extent})"
+        return f"# {attachment.name}{extent}\n\n{text or '(No text was found in this file.)'}"
+
+
+def _has_image(files: tuple[Attachment, ...]) -> bool:
+    return any(attachment.file.facts.kind == "image" for attachment in files)
