@@ -15,6 +15,7 @@ from halt.chat.presets import Presets
 from halt.chat.prompts import Prompts
 from halt.chat.service import ChatService
 from halt.chat.titles import Titles
+from halt.chat.uploads import Uploads
 from halt.cli import commands
 from halt.cluster.bus import Bus
 from halt.cluster.membership import Membership
@@ -49,7 +50,7 @@ from halt.store.store import Store
 from halt.store.writer import StoreWriter
 from halt.web import cors, identity, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
-from halt.web.page import account, endings, oidc, sidebar, times
+from halt.web.page import account, endings, oidc, sidebar, times, uploads
 from halt.web.page import providers as providers_page
 from halt.web.page import routes as pages
 from halt.web.page import settings as page_settings
@@ -165,6 +166,7 @@ def create_app(
         tools=toolbox,
         titles=titles,
         renderer=Renderer(),
+        uploads=Uploads(settings, store.files),
         sessions=sessions,
         rate_limits=(
             RateLimits(settings) if settings.rate_session or settings.rate_address else None
@@ -177,7 +179,7 @@ def create_app(
     app.register_blueprint(pages.blueprint)
     if mode == "oidc":
         app.register_blueprint(oidc.blueprint)
-    for part in (sidebar, page_settings, account, providers_page, times):
+    for part in (sidebar, page_settings, account, providers_page, uploads, times):
         part.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(text.blueprint)

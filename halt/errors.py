@@ -307,8 +307,9 @@ IT_SAID = " It said: "
 #: Codes whose sentence is followed by the server's own message.
 _QUOTED = (
     "bad_request tools_refused images_refused context_too_long unauthorized forbidden"
-    " region_not_supported content_filter quota_exceeded model_not_found endpoint_not_found model_loading rate_limited"
-    " upstream_server_error upstream_web_page upstream_incomplete upstream_error"
+    " region_not_supported content_filter quota_exceeded model_not_found endpoint_not_found"
+    " model_loading rate_limited upstream_server_error upstream_web_page upstream_incomplete"
+    " upstream_error"
 )
 QUOTED = frozenset(_QUOTED.split())
 DETAIL_MAX = 5_000  # characters of a server's message that are kept

@@ -28,6 +28,7 @@ class Facts(msgspec.Struct, frozen=True, array_like=True):
     text_pages: int = 0  # of a PDF: the first ones, whose text is used
     chars: int = 0  # of all its text; of a PDF that was cut, only of the part that is used
     text_chars: int = 0  # of the part of the text that is used
+    thumbnail_type: str = ""  # the media type of an image's thumbnail
 
     @property
     def is_cut(self) -> bool:

@@ -4,8 +4,9 @@ Servers do not agree on the names of these facts. Where they are documented:
 
 - OpenRouter (https://openrouter.ai/docs/models): `context_length`, `architecture.input_modalities`
   with "image" and, for PDFs, "file"; `supported_parameters` with "tools" and "reasoning", which
-  servers that it lists name `supported_features` (https://openrouter.ai/docs/use-cases/for-providers). `pricing` with
-  `prompt`, `completion` and `input_cache_read`: dollars per token, as texts.
+  servers that it lists name `supported_features`
+  (https://openrouter.ai/docs/use-cases/for-providers). `pricing` with `prompt`, `completion` and
+  `input_cache_read`: dollars per token, as texts.
 - vLLM (`ModelCard` in vllm/entrypoints/openai/protocol.py), SGLang: `max_model_len`.
 - llama.cpp (`get_res_model_info` in tools/server/server-context.cpp): `meta.n_ctx`, the context of
   a slot, and `meta.n_ctx_train`, all that the model could have. "multimodal" in its `capabilities`

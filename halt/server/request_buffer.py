@@ -35,7 +35,7 @@ class Kind(Enum):
         auto()
     )  # lasts as long as a generation, or as its client reads; counted in HALT_MAX_STREAMS
     SOCKET = auto()  # a WebSocket
-    UPLOAD = auto()  # has a body that a thread reads as it arrives
+    UPLOAD = auto()  # has a body that a thread reads as it arrives: long ones, and files
 
     @property
     def is_short(self) -> bool:
@@ -49,16 +49,17 @@ _SHORT = _WITHOUT_TEXT | {Kind.PAGE}
 #: Paths of POST requests for streams, and the last parts of such paths below /c/.
 _STREAMS = frozenset({b"/chat", b"/chat/stream", b"/v1/chat/completions"})
 _STREAMS_BELOW_C = frozenset({b"messages", b"regenerate", b"continue"})
-#: Paths of GET requests for streams; an export is sent while the store is read.
+#: Paths of GET requests for streams; exports and files are sent while the store is read.
 _LASTING = frozenset({b"/stream", b"/export"})
-_EXPORT = re.compile(rb"/c/[^/]++/export")
-_PAGES = (b"/c/", b"/conversations", b"/settings")
+_SENT_WHILE_READ = re.compile(rb"/c/[^/]++/export|/files/[^/]++/download")
+_PAGES = (b"/c/", b"/conversations", b"/settings", b"/files/")
 _PAGES_EXACTLY = frozenset({b"/", b"/saving", b"/import"})
 _MODELS = (
     *(b"/models", b"/v1/models", b"/demo", b"/settings/models"),
     *(b"/login/oidc", b"/logout"),
 )
 _TRIALS = b"/settings/models/try/"
+_FILES, _FILES_FOR = b"/files", b"/files/messages/"
 
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*+)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
@@ -82,11 +83,13 @@ def kind_of(line: bytes) -> Kind:
             return Kind.STREAM
         if path.startswith(b"/c/") and path.rpartition(b"/")[2] in _STREAMS_BELOW_C:
             return Kind.STREAM
+        if path == _FILES or path.startswith(_FILES_FOR):
+            return Kind.UPLOAD
     elif path == b"/healthz":
         return Kind.HEALTH
     elif path == b"/ws":
         return Kind.SOCKET
-    elif path in _LASTING or path.startswith(b"/streams/") or _EXPORT.fullmatch(path):
+    elif path in _LASTING or path.startswith(b"/streams/") or _SENT_WHILE_READ.fullmatch(path):
         return Kind.STREAM
     if path.startswith(_MODELS):
         return Kind.MODELS
@@ -179,6 +182,9 @@ class RequestBuffer:
         # The server skips one empty line before a request.
         line = head.removeprefix(b"\r\n").partition(b"\r\n")[0]
         self.kind = kind_of(line)
+        if self.kind is Kind.UPLOAD:
+            self._is_ready = True
+            return
         lengths, codings = _LENGTH.findall(head), _codings(head)
         if not lengths and not codings:
             self._length = end

@@ -30,10 +30,11 @@ from halt.web.services import services
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-#: No inline scripts or styles, nothing from other origins, no frame around the page.
+#: No inline scripts or styles, nothing from other origins, no frame around the page. `blob:` shows
+#: the pictures that are being attached.
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
-    "object-src 'none'"
+    "object-src 'none'; img-src 'self' blob:"
 )
 #: Added to every response that has no header of the same name.
 SECURITY_HEADERS = (
@@ -47,7 +48,8 @@ SECURITY_HEADERS = (
 FORM = "application/x-www-form-urlencoded"
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 STARTED_BY_GET = frozenset({"plain.stream"})  # starts a run, so guarded like UNSAFE methods
-STREAMED_BODIES = frozenset({"sidebar.import_"})  # has its own limit and checks its body itself
+#: They have limits of their own, and check their bodies themselves.
+STREAMED_BODIES = frozenset({"sidebar.import_", "files.upload", "files.send_with_files"})
 #: Endpoints whose bodies are JSON with any Content-Type.
 JSON_BODIES = frozenset({"openai_api.completions", "plain.chat", "streams.chat_stream"})
 #: Endpoints whose bodies contain long texts: their limit is HALT_MAX_BODY_BYTES.

@@ -14,6 +14,7 @@ from halt.chat.presets import Presets
 from halt.chat.prompts import Prompts
 from halt.chat.service import ChatService
 from halt.chat.titles import Titles
+from halt.chat.uploads import Uploads
 from halt.config.settings import Config
 from halt.connected.listing import Listing
 from halt.connected.service import ConnectedProviders
@@ -68,6 +69,7 @@ class Services:
     tools: Toolbox
     titles: Titles
     renderer: Renderer
+    uploads: Uploads
     sessions: Sessions
     rate_limits: RateLimits | None  # None: starts are not limited
     token_failures: TokenFailures = field(default_factory=TokenFailures)
@@ -88,7 +90,7 @@ class Services:
             self.known.close(CLOSE_TIMEOUT)
         if self.oidc is not None:
             self.oidc.close()
-        for part in (self.generations, self.titles, self.store, self.renderer):
+        for part in (self.generations, self.titles, self.uploads, self.store, self.renderer):
             try:
                 part.close()
             except Exception:

@@ -81,6 +81,7 @@ def read(source: BinaryIO, kind: str) -> Found:
         tokens.of_image(*image.size),
         width=image.width,
         height=image.height,
+        thumbnail_type="image/png" if image.mode == "RGBA" else "image/jpeg",
     )
     thumbnail = _png(small) if image.mode == "RGBA" else _jpeg(small, 80)
     return Found(facts, content, thumbnail=thumbnail)

@@ -40,7 +40,21 @@ def send(conversation_id: str) -> Response:
     """Add a prompt (see `ChatService.send`). Without scripts, redirect to the conversation."""
     if not is_id(conversation_id):
         abort(404)
-    prompt = services().chat.checked_prompt(request.form.get("prompt", ""))
+    return start(conversation_id, attached_files())
+
+
+def attached_files() -> list[tuple[str, str]]:
+    """The files (hash, name) that a form names. Raises RequestError."""
+    hashes, names = request.form.getlist("file"), request.form.getlist("file_name")
+    if len(names) != len(hashes):
+        raise RequestError("Each file needs its file_name.", field="file_name")
+    return list(zip(hashes, names, strict=True))
+
+
+def start(conversation_id: str, files: list[tuple[str, str]]) -> Response:
+    """Send the form's prompt with these files."""
+    files = services().chat.checked_files(owner(), files) if files else []
+    prompt = services().chat.checked_prompt(request.form.get("prompt", ""), files)
     models = [valid_model_name(name) for name in request.form.getlist("model")] or [""]
     if len(models) > COMPARED_MODELS:
         raise RequestError(f"At most {COMPARED_MODELS} models can be compared.", field="model")
@@ -52,6 +66,7 @@ def send(conversation_id: str) -> Response:
         answers,
         edit_of=message_id("edit_of") if "edit_of" in request.form else None,
         after=message_id("after") if "after" in request.form else None,
+        files=files,
     )
     if is_plain_form_post():
         return _to_conversation(conversation_id)

@@ -1,0 +1,107 @@
+"""Takes files from clients: receives them, has them read, and keeps them."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple, Protocol
+
+from halt.config import data_dir
+from halt.config.settings import Config
+from halt.errors import RequestError, StoreUnavailable, TooLarge
+from halt.files.facts import Facts
+from halt.files.names import clean_name
+from halt.files.readers import Readers, temporary_file
+from halt.store.files import Files
+from halt.store.models import StoredFile
+
+PIECE = 1 << 18  # bytes that are received at a time
+UNPACKED_MAX = 200_000_000  # bytes that a compressed file may unpack to
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Source(Protocol):
+    """Where a file comes from."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Uploaded(NamedTuple):
+    """A file that was taken, under the name that it is shown with."""
+
+    name: str
+    file: StoredFile
+
+    @property
+    def facts(self) -> Facts:
+        return self.file.facts
+
+
+class Uploads:
+    """Takes the files of all people. Threads may share it."""
+
+    def __init__(
+        self, config: Config, files: Files, make_readers: Callable[[], Readers] = Readers
+    ) -> None:
+        self._config = config
+        self._files = files
+        self._readers = make_readers()
+
+    def take(self, owner: str, name: str, source: Source, size: int | None = None) -> Uploaded:
+        """Receive a file, read it, and keep it. After any error nothing of it is left.
+
+        `size`: bytes, where they are known before. Raises FileError, TooLarge, RequestError for one
+        that breaks off, ReadersBusy, StoreUnavailable.
+        """
+        name, config = clean_name(name), self._config
+        limit = config.max_file_bytes
+        too_large = TooLarge(
+            f"{name}: The file is larger than {limit / 1e6:,.0f} MB.", field="file"
+        )
+        if size is not None and size > limit:
+            raise too_large
+        try:
+            data_dir.prepare(config.data_folder)
+            with (
+                temporary_file(config.data_folder) as spooled,
+                temporary_file(config.data_folder) as kept,
+            ):
+                received = _receive(source, spooled, limit)
+                if received > limit:
+                    raise too_large
+                if size is not None and received < size:
+                    raise RequestError(f"{name}: The upload broke off.", field="file")
+                read = self._readers.read(
+                    spooled,
+                    kept,
+                    name,
+                    max_chars=config.max_file_chars,
+                    max_bytes=UNPACKED_MAX,
+                )
+                stored = self._files.save(
+                    owner,
+                    StoredFile(read.hash, read.facts, read.sizes),
+                    read.parts,
+                    max_bytes=config.max_person_bytes,
+                )
+        except OSError as exc:
+            if exc.errno in _FULL:
+                raise StoreUnavailable(
+                    f"{name}: The disk is full. The file was not kept.", "the disk is full"
+                ) from exc
+            raise
+        return Uploaded(name, stored)
+
+    def close(self) -> None:
+        """End the reading processes."""
+        self._readers.close()
+
+
+def _receive(source: Source, spooled: BinaryIO, limit: int) -> int:
+    """Write what arrives to a file, at most a piece more than `limit`; returns the bytes."""
+    received = 0
+    while received <= limit and (piece := source.read(PIECE)):
+        spooled.write(piece)
+        received += len(piece)
+    spooled.flush()
+    return received

@@ -1,0 +1,136 @@
+"""The files of messages: taken from the page, and served to their person alone."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from urllib.parse import quote
+
+from flask import Blueprint, Flask, Response, abort, request
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.wsgi import ClosingIterator
+
+from halt.chat.uploads import Uploaded
+from halt.core.decoding import is_id
+from halt.errors import RequestError, TooLarge
+from halt.files.facts import Facts, Role
+from halt.files.names import clean_name
+from halt.store.models import StoredFile
+from halt.web.identity import owner
+from halt.web.page.messages import start
+from halt.web.services import services
+
+#: A file that is opened by its address gets no scripts, no style and no cookies of the page.
+FILE_POLICY = "default-src 'none'; sandbox; frame-ancestors 'none'"
+#: Bytes beside the files in a form without scripts: its prompt and its other fields.
+FORM_MORE = 1_000_000
+
+blueprint = Blueprint("files", __name__)
+
+
+@blueprint.post("/files")
+def upload() -> tuple[dict[str, object], int]:
+    """Take a file, which is the body; its name is the parameter `name`."""
+    with services().generations.readers.place():  # a large file may take long to arrive
+        try:
+            uploaded = services().uploads.take(
+                owner(), request.args.get("name", ""), request.stream, request.content_length
+            )
+        except ParseException as exc:
+            raise RequestError("The body's chunks are malformed.", field="body") from exc
+    return as_json(uploaded), 201
+
+
+def as_json(uploaded: Uploaded) -> dict[str, object]:
+    """What a page or a program learns of a file."""
+    facts = uploaded.facts
+    return {
+        "id": uploaded.file.hash,
+        "name": uploaded.name,
+        "kind": facts.kind,
+        "label": facts.label,
+        "detail": detail(facts),
+        "tokens": facts.tokens,
+    }
+
+
+def detail(facts: Facts) -> str:
+    """What a card says of a file below its name."""
+    return f"{facts.extent} · about {facts.tokens:,} tokens"
+
+
+@blueprint.post("/files/messages/<conversation_id>")
+def send_with_files(conversation_id: str) -> Response:
+    """Send a message with files without scripts: one form with all of it."""
+    if not is_id(conversation_id):
+        abort(404)
+    config = services().config
+    limit = config.max_files * config.max_file_bytes + FORM_MORE
+    request.max_content_length, request.max_form_memory_size = limit, FORM_MORE
+    with services().generations.readers.place():
+        try:
+            chosen = [file for file in request.files.getlist("files") if file.filename]
+        except RequestEntityTooLarge:
+            raise TooLarge(f"The files have more than {limit:,} bytes.", field="files") from None
+        if len(chosen) > config.max_files:
+            raise RequestError(f"A message has at most {config.max_files} files.", field="files")
+        uploads = services().uploads
+        taken = [uploads.take(owner(), file.filename or "", file.stream) for file in chosen]
+    return start(conversation_id, [(file.file.hash, file.name) for file in taken])
+
+
+@blueprint.get("/files/<file_hash>")
+def image(file_hash: str) -> Response:
+    """An image of the person, as it is shown."""
+    return _shown(file_hash, "content")
+
+
+@blueprint.get("/files/<file_hash>/thumbnail")
+def thumbnail(file_hash: str) -> Response:
+    """A small picture of an image of the person."""
+    return _shown(file_hash, "thumbnail")
+
+
+def _shown(file_hash: str, role: Role) -> Response:
+    file = services().store.files.get(owner(), file_hash)
+    if file.facts.kind != "image":
+        abort(404)
+    response = Response(mimetype=_image_type(file, role))
+    response.set_etag(f"{file.hash[:32]}-{role}")
+    response.headers["Cache-Control"] = "private, no-cache"
+    response.headers["Content-Security-Policy"] = FILE_POLICY
+    response.make_conditional(request)
+    if response.status_code != 304:
+        response.set_data(services().store.files.read(owner(), file_hash, role))
+    return response
+
+
+def _image_type(file: StoredFile, role: Role) -> str:
+    """The media type of an image or its thumbnail: a thumbnail is a JPEG unless it has alpha."""
+    return file.facts.media_type if role == "content" else file.facts.thumbnail_type
+
+
+@blueprint.get("/files/<file_hash>/download")
+def download(file_hash: str) -> Response:
+    """A file of the person, to be saved; its name is the parameter `name`."""
+    files = services().store.files
+    file = files.get(owner(), file_hash)
+    name = clean_name(request.args.get("name", ""))
+    service = services().generations
+    pieces: Iterator[bytes] = files.data(owner(), file_hash, "content")
+    response = Response(
+        ClosingIterator(pieces, service.readers.give_back_place), mimetype=file.facts.media_type
+    )
+    response.content_length = file.sizes["content"]
+    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode() or "file"
+    names = {"filename": ascii_name, "filename*": f"UTF-8''{quote(name)}"}
+    response.headers.set("Content-Disposition", "attachment", **names)
+    response.headers["Content-Security-Policy"] = FILE_POLICY
+    service.readers.take_place()  # last: the response's close gives it back
+    return response
+
+
+def install(app: Flask) -> None:
+    """Add the routes to the application."""
+    app.register_blueprint(blueprint)
