@@ -14,10 +14,11 @@ from werkzeug.wsgi import ClosingIterator
 from halt.chat.uploads import Uploaded
 from halt.core.decoding import is_id
 from halt.errors import RequestError, TooLarge
-from halt.files.facts import Facts, Role
+from halt.files.facts import Role
 from halt.files.names import clean_name
 from halt.store.models import StoredFile
 from halt.web.identity import owner
+from halt.web.page.attached import file_detail
 from halt.web.page.messages import start
 from halt.web.services import services
 
@@ -50,14 +51,9 @@ def as_json(uploaded: Uploaded) -> dict[str, object]:
         "name": uploaded.name,
         "kind": facts.kind,
         "label": facts.label,
-        "detail": detail(facts),
+        "detail": file_detail(facts),
         "tokens": facts.tokens,
     }
-
-
-def detail(facts: Facts) -> str:
-    """What a card says of a file below its name."""
-    return f"{facts.extent} · about {facts.tokens:,} tokens"
 
 
 @blueprint.post("/files/messages/<conversation_id>")

@@ -26,6 +26,7 @@ from halt.rendering.renderer import PageRenderer
 from halt.rendering.streaming.blocks import Patch
 from halt.rendering.streaming.stream import BlockStream
 from halt.store.models import Exchange, Versions, state_of
+from halt.web.page.attached import FILES_HEIGHT, FileView, file_view
 from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
 from halt.web.page.sources import BelowView, below_view, with_links
 from halt.web.page.tail import tail_box
@@ -82,6 +83,7 @@ class ExchangeView:
     prompt_id: int = 0
     prompts: Versions = field(default_factory=Versions)  # the versions of the prompt
     answer_ids: tuple[int, ...] = ()  # of the answer and its alternatives
+    files: tuple[FileView, ...] = ()  # of the prompt
 
     @property
     def withdrawn(self) -> bool:
@@ -102,7 +104,8 @@ class ExchangeView:
     def height(self) -> int:
         """Pixels on a wide page, estimated; used until the exchange is near the visible part."""
         rows = min(ROWS_MAX, _row_count(self.prompt, 80))
-        return 98 + 26 * rows + _text_height(self.answers[0].source)
+        files = FILES_HEIGHT if self.files else 0
+        return 98 + 26 * rows + files + _text_height(self.answers[0].source)
 
 
 def _row_count(text: str, width: int) -> int:
@@ -292,6 +295,7 @@ def exchange_view(
         prompt_id=exchange.prompt_id,
         prompts=exchange.prompts,
         answer_ids=tuple(answer.answer_id for answer in exchange.candidates),
+        files=tuple(map(file_view, exchange.files)),
     )
 
 
