@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
 NAME_MAX = 200  # characters
 NAMELESS = "file"
-
-_FOLDERS = re.compile(r".*[/\\]", re.DOTALL)
 
 
 def clean_name(name: str) -> str:
@@ -17,7 +14,7 @@ def clean_name(name: str) -> str:
     Without folders, control characters, and characters that change the direction of writing (which
     let `exe.gpj` look like `jpg.exe`). A long name keeps its ending. NAMELESS if nothing is left.
     """
-    name = _FOLDERS.sub("", name.replace("\0", ""))
+    name = name.replace("\0", "").replace("\\", "/").rpartition("/")[2]
     kept = [char if unicodedata.category(char)[0] not in "CZ" else " " for char in name]
     name = " ".join("".join(kept).split()).strip(".") if name.strip(". ") else ""
     if len(name) > NAME_MAX:
