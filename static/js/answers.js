@@ -93,5 +93,5 @@ new MutationObserver(changes => {
   classList.toggle("running", running !== null);
   const isEmpty = !messages.childElementCount;
   classList.toggle("empty", isEmpty);
-  if (!isEmpty) loadStyle("formats");
+  if (!isEmpty) loadStyle("formats+files");
 }).observe(messages, { childList: true, subtree: true });

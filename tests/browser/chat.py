@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from playwright.sync_api import (
     BrowserContext,
@@ -61,6 +63,20 @@ def import_conversations(context: BrowserContext, url: str, *talks: dict[str, An
         "buffer": export_file(*talks),
     }
     assert context.request.post(f"{url}/import", multipart={"file": file}).ok
+
+
+def send_files(context: BrowserContext, url: str, prompt: str, given: Mapping[str, bytes]) -> str:
+    """Send a prompt with these files, by their names; returns the path of its conversation."""
+    fields = [("prompt", prompt)]
+    for name, data in given.items():
+        uploaded = context.request.post(f"{url}/files?{urlencode({'name': name})}", data=data)
+        assert uploaded.status == 201, uploaded.text()
+        fields += [("file", uploaded.json()["id"]), ("file_name", name)]
+    path = f"/c/{secrets.token_urlsafe(16)}"
+    kind = {"Content-Type": "application/x-www-form-urlencoded"}
+    body = urlencode(fields)
+    assert context.request.post(f"{url}{path}/messages", data=body, headers=kind).ok
+    return path
 
 
 class Chat:

@@ -81,7 +81,7 @@ def test_every_style_sheet_is_used_by_a_page() -> None:
     scripts = "".join(path.read_text() for path in (STATIC / "js").rglob("*.js"))
     lists += re.findall(r"\bSTYLES = (\{[^}]*\})()", modules)
     lists += re.findall(r'loadStyle\(("[^"]+")\)()', scripts)
-    listed = set(re.findall(r'"([\w-]+)"', str(lists)))
+    listed = set(re.findall(r'["+]([\w-]+)(?=["+])', str(lists)))
     listed |= set(re.findall(r"filename='css/([\w-]+)\.css'", templates))
     assert {path.stem for path in STYLES.glob("*.css")} == listed
 

@@ -28,12 +28,14 @@ from tests.browser.chat import (
     SWIPE_IS_LOADED,
     Chat,
     import_conversations,
+    send_files,
 )
 from tests.browser.model_picker import button, choose_several, wait_offered
 from tests.browser.network import Network
 from tests.browser.states import page_answers
 from tests.browser.states.page_answers import SCENARIO, written_answers
 from tests.support.export_files import exported_conversation
+from tests.support.files import docx, image, pdf
 from tests.support.halt_server import HaltServer, settings
 from tests.support.model_servers import LOCKED
 from tests.support.no_demo import without_demo
@@ -487,6 +489,26 @@ def long_prompt(visit: Visit) -> Chat:
     """A prompt of many lines, of which the first are shown."""
     chat = visit.ask("\n".join(f"Line {n} of a long prompt." for n in range(60)))
     chat.page.evaluate("scrollTo(0, 0)")
+    return chat
+
+
+@state()
+def files(visit: Visit) -> Chat:
+    """A prompt with pictures and documents, one of them with a long name."""
+    given = {
+        "view.png": image(640, 480),
+        "dot.png": image(1, 1),
+        "A panorama of the valley.jpg": image(3000, 200, "JPEG"),
+        "contract.pdf": pdf([f"Page {n}" for n in range(12)]),
+        "The minutes of a meeting which took longer than all the others of that year.docx": docx(
+            ["Text"]
+        ),
+        "table.csv": b"a,b\n1,2\n",
+    }
+    path = send_files(visit.context, visit.stage.halt.url, page_answers.SLOW_PARSER, given)
+    chat = visit.open()
+    chat.page.goto(chat.server.url + path)
+    chat.wait_state("done")
     return chat
 
 
