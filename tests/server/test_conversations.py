@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
-from halt.web.page.files import file_name
+from halt.web.page.exports import file_name
 from tests.support.export_files import export_file, exported_conversation
 from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, new_id, request_record
 from tests.support.http_client import Client, HttpResponse

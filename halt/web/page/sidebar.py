@@ -1,6 +1,6 @@
 """The sidebar: the list of conversations and its archive, search, and the changes made there.
 
-The blueprint also has the routes of `files`. Responses to the page's script are HTML fragments.
+The blueprint also has the routes of `exports`. Responses to the page's script are HTML fragments.
 Errors are shown in the toast.
 """
 
@@ -19,7 +19,7 @@ from halt.errors import HaltError, RequestError, shortened
 from halt.people.person import MINE
 from halt.store.models import Hit, Page, Summary
 from halt.web.identity import owner
-from halt.web.page import files
+from halt.web.page import exports
 from halt.web.page.login import has_sign_in
 from halt.web.page.toast import Undo, toast
 from halt.web.requests import conversation_ids, wants_fragment
@@ -285,13 +285,13 @@ def _open_now() -> str:
 # --- routes of other modules ----------------------------------------------------------------------
 
 for path, view in (
-    ("/export", files.export_all),
-    ("/c/<conversation_id>/export", files.export),
+    ("/export", exports.export_all),
+    ("/c/<conversation_id>/export", exports.export),
 ):
     blueprint.add_url_rule(path, view_func=view)
 
 for path, view in (
-    ("/export", files.export_selected),
-    ("/import", files.import_),
+    ("/export", exports.export_selected),
+    ("/import", exports.import_),
 ):
     blueprint.add_url_rule(path, view_func=view, methods=["POST"])
