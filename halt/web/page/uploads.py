@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -33,6 +34,7 @@ blueprint = Blueprint("files", __name__)
 @blueprint.post("/files")
 def upload() -> tuple[dict[str, object], int]:
     """Take a file, which is the body; its name is the parameter `name`."""
+    request.max_content_length = sys.maxsize  # `take` has the limit, and names the file
     with services().generations.readers.place():  # a large file may take long to arrive
         try:
             uploaded = services().uploads.take(
