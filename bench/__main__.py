@@ -19,6 +19,7 @@ from bench import (
     browser,
     burst,
     endurance,
+    files,
     idle,
     installs,
     load,
@@ -64,6 +65,7 @@ GROUPS: dict[str, Group] = {
     "workers": workers.workers,
     "store": stored.store,
     "lost": stored.lost_of_many_streams,
+    "files": files.files,
     "leak": endurance.leak,
     "long": endurance.long,
 }

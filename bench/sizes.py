@@ -56,6 +56,8 @@ class Sizes:
     messages: int = 1_000_000
     long_conversation: int = 2_000  # of these messages
     lookups: int = 100  # of each kind
+    uploads: int = 100  # of large files
+    chosen: int = 9  # files of each kind that are chosen on the page
 
 
 FULL = Sizes()
@@ -95,4 +97,6 @@ QUICK = Sizes(
     burst_starts=4,
     messages=50_000,
     lookups=20,
+    uploads=10,
+    chosen=3,
 )
