@@ -1,7 +1,8 @@
 """Images, as models take them: JPEG or PNG, upright, in sRGB, at most SIDE_MAX, no metadata.
 
 Models take no other formats: llama.cpp reads no WebP, Anthropic no AVIF. The metadata of a photo
-has the place where it was taken.
+has the place where it was taken. An image that is so already is kept as it came: one that was
+exported and imported again has the same hash, and no JPEG loses more each time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from halt.files import tokens
 from halt.files.facts import Facts
+from halt.files.reading.bare import is_bare
 from halt.files.reading.found import Found, Refused
 
 SIDE_MAX = 2_048  # pixels; models scale larger ones down themselves
@@ -62,6 +64,7 @@ def read(source: BinaryIO, kind: str) -> Found:
     try:
         with Image.open(source, formats=[kind]) as opened:
             _check_size(*opened.size)
+            before = opened.size, opened.mode
             image = _prepared(opened)
     except Refused:
         raise
@@ -71,7 +74,10 @@ def read(source: BinaryIO, kind: str) -> Found:
         raise Refused("too_large", "The image takes too much memory.") from exc
     except Exception as exc:
         raise Refused("unreadable", "The image is damaged.") from exc
-    content, media_type = _encoded(image, prefers_png=kind in {"PNG", "GIF", "WEBP"})
+    if before == (image.size, image.mode) and _is_kept(source, kind, image.mode):
+        content, media_type = b"", f"image/{kind.lower()}"
+    else:
+        content, media_type = _encoded(image, prefers_png=kind in {"PNG", "GIF", "WEBP"})
     small = image.copy()
     small.thumbnail((THUMBNAIL_MAX, THUMBNAIL_MAX), Image.Resampling.BICUBIC)
     facts = Facts(
@@ -145,6 +151,16 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             if converted is not None:
                 return converted
     return image.convert("RGB") if image.mode == "CMYK" else image
+
+
+def _is_kept(source: BinaryIO, kind: str, mode: str) -> bool:
+    """Whether an image with the right pixels is also written as `_encoded` would write it."""
+    if kind not in {"PNG", "JPEG"}:
+        return False
+    most = PNG_MAX if kind == "PNG" and mode != "RGBA" else BYTES_MAX
+    source.seek(0)
+    data = source.read(most + 1)
+    return len(data) <= most and is_bare(data)
 
 
 def _encoded(image: Image.Image, *, prefers_png: bool) -> tuple[bytes, str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
+import zlib
+from typing import Any
 
 import pytest
 from PIL import Image, ImageCms
@@ -48,6 +51,65 @@ def test_image_becomes_jpeg_or_png(
     assert found.hash == hashlib.sha256(found.content).hexdigest()
     assert opened(found.thumbnail).size == (40, 30)
     assert found.text == b""
+
+
+def with_trailer(data: bytes) -> bytes:
+    return data + b"Anna"
+
+
+def with_comment(data: bytes) -> bytes:
+    """A JPEG with a comment after its first segment."""
+    end = 4 + int.from_bytes(data[4:6], "big")
+    return data[:end] + b"\xff\xfe\x00\x06Anna" + data[end:]
+
+
+def with_text(data: bytes) -> bytes:
+    """A PNG with a text chunk after its head."""
+    chunk = b"tEXt" + b"Author\0Anna"
+    whole = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return data[:33] + whole + data[33:]
+
+
+NOISE = Image.effect_noise((300, 200), 60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "L", {}),
+        ("JPEG", "RGB", {"quality": 50}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "L", {}),
+    ],
+)
+def test_image_without_metadata_is_kept_as_it_came(
+    read: Read, kind: str, mode: str, options: dict[str, Any]
+) -> None:
+    """An export that is imported again has the same images; anything more is left out."""
+    picture = NOISE.convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(NOISE)
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    data = out.getvalue()
+    found = read(data)
+    assert (found.content, found.facts.media_type) == (data, f"image/{kind.lower()}")
+    for change in (with_trailer, with_comment if kind == "JPEG" else with_text):
+        changed = change(data)
+        assert opened(changed).size == (300, 200)
+        assert b"Anna" in changed
+        assert b"Anna" not in read(changed).content
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF"])
+def test_image_that_was_made_smaller_is_kept_the_next_time(read: Read, kind: str) -> None:
+    """What was written once is not written again."""
+    out = io.BytesIO()
+    NOISE.convert("RGB").resize((3000, 2000)).save(out, kind)
+    once = read(out.getvalue())
+    assert read(once.content).content == once.content
 
 
 def test_large_photo_is_made_smaller_upright_and_without_its_place(read: Read) -> None:
