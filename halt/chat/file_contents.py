@@ -9,19 +9,30 @@ names are sent, or the beginning of their text. A model that reads no images get
 from __future__ import annotations
 
 import base64
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
+from halt.config.settings import Config
 from halt.core.request import FilePart
-from halt.errors import RequestError
+from halt.errors import RequestError, TooLarge
+from halt.files.facts import Role
 from halt.model_info import Abilities
-from halt.store.files import Files
-from halt.store.models import Attachment
+from halt.store.models import Attachment, StoredFile
 from halt.store.prompt_messages import Contents, PathMessage
 
 #: Parts of one request. Anthropic's API takes only smaller images where there are more.
 PARTS_MAX = 20
 #: Characters of a text of which only the beginning fits; shorter ones are left out.
 BEGINNING_MIN = 500
+#: Characters of HALT_MAX_PROMPT_CHARS left for notes and headings.
+MARGIN = 2_000
+
+
+class FileData(Protocol):
+    """Where the files are: `halt.store.files.Files`, or the memory of a program."""
+
+    def read(self, owner: str, file_hash: str, role: Role) -> bytes:
+        """All bytes of a part of a file."""
 
 
 class ImagesNotRead(RequestError):
@@ -35,7 +46,7 @@ class FileContents:
 
     def __init__(
         self,
-        files: Files,
+        files: FileData,
         owner: str,
         turns: list[PathMessage],
         abilities: Abilities,
@@ -119,6 +130,18 @@ class FileContents:
         elif facts.is_cut:
             extent = f" ({facts.extent})"
         return f"# {attachment.name}{extent}\n\n{text or '(No text was found in this file.)'}"
+
+
+def check_limits(config: Config, number: int, files: Collection[StoredFile]) -> None:
+    """Check the files of one message, and their number with repeated ones.
+
+    Raises RequestError, TooLarge.
+    """
+    if number > config.max_files:
+        raise RequestError(f"A message has at most {config.max_files} files.", field="file")
+    limit = config.max_files_bytes
+    if sum(file.sizes["content"] for file in files) > limit:
+        raise TooLarge(f"The files of a message have at most {limit / 1e6:,.0f} MB.", field="file")
 
 
 def _has_image(files: tuple[Attachment, ...]) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from halt.chat.file_contents import FileContents
+from halt.chat.file_contents import MARGIN, FileContents, check_limits
 from halt.chat.progress import AnswerProgress
 from halt.chat.titles import Titles
 from halt.clock import now
@@ -46,7 +46,6 @@ from halt.store.writer import StoreWriter
 WRITE_WAIT = 2.0
 WRITE_TICK = 0.01  # seconds before the first retry; each further pause is twice as long
 WRITE_TICK_MAX = 0.16  # seconds
-MARGIN = 2_000  # characters of HALT_MAX_PROMPT_CHARS left for notes and headings
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,18 +101,11 @@ class ChatService:
 
         Raises UnknownFile, RequestError and TooLarge.
         """
-        if len(files) > self.config.max_files:
-            raise RequestError(
-                f"A message has at most {self.config.max_files} files.", field="file"
-            )
+        check_limits(self.config, len(files), ())
         stored = self.store.files.many(owner, {file_hash for file_hash, _ in files})
         if len(stored) < len({file_hash for file_hash, _ in files}):
             raise UnknownFile("A file of this message is no longer here. Attach it again.")
-        limit = self.config.max_files_bytes
-        if sum(file.sizes["content"] for file in stored.values()) > limit:
-            raise TooLarge(
-                f"The files of a message have at most {limit / 1e6:,.0f} MB.", field="file"
-            )
+        check_limits(self.config, len(files), stored.values())
         return [(file_hash, clean_name(name)) for file_hash, name in files]
 
     def checked_answer(self, text: str) -> str:

@@ -11,12 +11,11 @@ from halt.config.settings import Config
 from halt.errors import RequestError, StoreUnavailable, TooLarge
 from halt.files.facts import Facts
 from halt.files.names import clean_name
-from halt.files.readers import Readers, temporary_file
+from halt.files.readers import UNPACKED_MAX, Readers, temporary_file
 from halt.store.files import Files
 from halt.store.models import StoredFile
 
 PIECE = 1 << 18  # bytes that are received at a time
-UNPACKED_MAX = 200_000_000  # bytes that a compressed file may unpack to
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 

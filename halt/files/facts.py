@@ -46,6 +46,11 @@ class Facts(msgspec.Struct, frozen=True, array_like=True):
             return f"the first {self.text_chars:,} of {self.chars:,} characters"
         return f"{self.chars:,} characters"
 
+    @property
+    def detail(self) -> str:
+        """What a card or a line says of it beside its name: its extent and its tokens."""
+        return f"{self.extent} · about {self.tokens:,} tokens"
+
     def _pages(self) -> str:
         if self.text_pages < self.pages:
             if not self.text_pages:

@@ -30,6 +30,7 @@ WAIT_MAX = 60.0  # seconds that a file waits for a process
 IDLE = 60.0  # seconds without a file after which a process ends; one takes 40 MB
 COMMAND = python_command("halt.files.process")
 PART = 1_000_000  # bytes of `ReadFile.parts`
+UNPACKED_MAX = 200_000_000  # bytes that a compressed file may unpack to
 
 BUSY_RETRY_AFTER = 5.0  # seconds
 _LIMITS_REACHED = "Reading the file took too much time or memory."
@@ -185,6 +186,8 @@ class Readers:
             raise
         with self._changed:
             self._busy.add(child)
+            if self._is_closed:
+                child.kill()
         return child, True
 
     def _release(self, child: ChildProcess, *, is_usable: bool) -> None:

@@ -92,15 +92,11 @@ def _parts(contents: Contents) -> list[dict[str, Any]]:
     return [{"type": "text", "text": contents}] if isinstance(contents, str) else contents
 
 
-def exchange_messages(exchanges: Iterable[Exchange], system_prompt: str = "") -> list[Message]:
-    """The messages for exchanges that are in no store."""
-
-    def path() -> Iterator[PathMessage]:
-        for exchange in exchanges:
-            yield PathMessage("user", "done", exchange.prompt)
-            answer = exchange.answer_for_model()
-            if answer.ended is not None:
-                state = state_of(answer.ended, answer.answer, answer.steps)
-                yield PathMessage("assistant", state, answer.answer, answer.is_edited)
-
-    return path_messages(path(), system_prompt)
+def exchange_path(exchanges: Iterable[Exchange]) -> Iterator[PathMessage]:
+    """The path of exchanges that are in no store."""
+    for exchange in exchanges:
+        yield PathMessage("user", "done", exchange.prompt, files=exchange.files)
+        answer = exchange.answer_for_model()
+        if answer.ended is not None:
+            state = state_of(answer.ended, answer.answer, answer.steps)
+            yield PathMessage("assistant", state, answer.answer, answer.is_edited)

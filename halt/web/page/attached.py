@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from halt.files.facts import Facts, Kind
+from halt.files.facts import Kind
 from halt.store.models import Attachment
 
 THUMBNAIL_HEIGHT = 160  # pixels of a picture on the page, at most
@@ -33,12 +33,7 @@ def file_view(attachment: Attachment) -> FileView:
         attachment.name,
         facts.kind,
         facts.label,
-        file_detail(facts),
+        facts.detail,
         round(facts.width * scale),
         round(facts.height * scale),
     )
-
-
-def file_detail(facts: Facts) -> str:
-    """What a card says of a file below its name."""
-    return f"{facts.extent} · about {facts.tokens:,} tokens"

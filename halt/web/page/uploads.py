@@ -19,7 +19,6 @@ from halt.files.facts import Role
 from halt.files.names import clean_name
 from halt.store.models import StoredFile
 from halt.web.identity import owner
-from halt.web.page.attached import file_detail
 from halt.web.page.messages import start
 from halt.web.services import services
 
@@ -53,7 +52,7 @@ def as_json(uploaded: Uploaded) -> dict[str, object]:
         "name": uploaded.name,
         "kind": facts.kind,
         "label": facts.label,
-        "detail": file_detail(facts),
+        "detail": facts.detail,
         "tokens": facts.tokens,
     }
 
