@@ -10,25 +10,43 @@ from dataclasses import replace
 from pathlib import Path
 
 from halt.chat.figures import answer_figures
+from halt.chat.file_contents import ImagesNotRead
 from halt.cli.answer import STOPPED, Outcome, TerminalAnswer, model_of, on_signals
+from halt.cli.attachments import AttachedFiles, ReadingStopped, numbered
 from halt.cli.line_editor import keys_kept_unread
+from halt.cli.paths import split_paths
 from halt.cli.screen import Screen
 from halt.cli.source import Source
 from halt.clock import now
 from halt.core.events import Cancelled, Failed
 from halt.core.finish_reasons import ending
-from halt.core.request import ChatRequest
+from halt.core.request import ChatRequest, Message
 from halt.errors import HaltError
-from halt.store.models import Exchange
-from halt.store.prompt_messages import exchange_messages
+from halt.model_info import Abilities
+from halt.store.models import Attachment, Exchange
+from halt.store.prompt_messages import names_of
 
 LATE_STOP = 1.0  # seconds after an answer in which Ctrl-C counts as a late Stop of it
 
-COMMANDS = ["/clear", "/system", "/model", "/retry", "/save", "/help", "clear", "quit", "exit"]
+COMMANDS = [
+    "/attach",
+    "/detach",
+    "/clear",
+    "/system",
+    "/model",
+    "/retry",
+    "/save",
+    "/help",
+    "clear",
+    "quit",
+    "exit",
+]
 
 #: Commands that also work without a slash if they are the whole line, as in other terminal chats.
 COMMANDS_WITHOUT_SLASH = frozenset({"clear", "quit", "exit"})
 HELP = """\
+/attach FILE    attach files to the next message; without FILE: list them
+/detach NUMBER  take a file from the next message; without NUMBER: all files
 /clear, clear   start a new conversation
 /system TEXT    set the instructions for the model; without TEXT: show them
 /model NAME     switch to another model; without NAME: list the models
@@ -40,18 +58,16 @@ Ctrl-C stops an answer and keeps the text shown so far; pressed again, it leaves
 Alt-Enter starts a new line. A line that begins with a space is sent as it is."""
 
 
-def new_request(exchanges: Sequence[Exchange], system: str, model: str) -> ChatRequest:
-    """The request for the next answer; its ID is that of the last exchange."""
-    return ChatRequest(
-        exchange_messages(exchanges, system),
-        id=exchanges[-1].stream_id,
-        model=model or None,
-    )
+def new_request(messages: list[Message], exchange: Exchange, model: str) -> ChatRequest:
+    """The request for the answer of this exchange."""
+    return ChatRequest(messages, id=exchange.stream_id, model=model or None)
 
 
-def new_exchange(prompt: str, previous: Exchange | None = None) -> Exchange:
+def new_exchange(
+    prompt: str, files: Sequence[Attachment] = (), previous: Exchange | None = None
+) -> Exchange:
     """A prompt that has no answer yet."""
-    return Exchange(prompt, secrets.token_urlsafe(16), previous=previous)
+    return Exchange(prompt, secrets.token_urlsafe(16), previous=previous, files=tuple(files))
 
 
 def _leave(number: int, frame: object) -> None:
@@ -69,22 +85,30 @@ class Chat:
         source: Source,
         screen: Screen,
         read: Callable[[str], str],
+        files: AttachedFiles,
         *,
+        attached: Sequence[Attachment] = (),
         system: str = "",
         model: str = "",
         metrics: bool = False,
     ) -> None:
         """`read` returns a line from the user; its argument is the line's initial text.
 
-        It raises EOFError at the end of the input, KeyboardInterrupt at Ctrl-C.
+        It raises EOFError at the end of the input, KeyboardInterrupt at Ctrl-C. `attached`: files
+        of the first message.
         """
         self._source, self._screen, self._read = source, screen, read
         self._system, self._model, self._metrics = system, model, metrics
         self._exchanges: list[Exchange] = []
+        self._files = files
+        self._attached = list(attached)  # to the next message
+        self._refusing: set[str] = set()  # the models that have refused an image
         self._draft = ""  # the prompt of an answer that was stopped before its first text
         self._answered_at = float("-inf")
         self._pending_signal: int | None = None  # came between a prompt and an answer
         self._commands: dict[str, Callable[[str], None]] = {
+            "/attach": self._attach,
+            "/detach": self._detach,
             "/clear": self._clear,
             "/quit": self._quit,
             "/exit": self._quit,
@@ -101,6 +125,8 @@ class Chat:
             self._screen.note(
                 f"Chat with {self._model or self._source.name}. /help lists the commands."
             )
+            if self._attached:
+                self._list_attached()
             while True:
                 try:
                     draft, self._draft = self._draft, ""
@@ -150,7 +176,8 @@ class Chat:
         if text.lower() in COMMANDS_WITHOUT_SLASH and not line[0].isspace():
             text = f"/{text.lower()}"
         elif not line.startswith("/"):
-            self._exchanges.append(new_exchange(text))
+            attached, self._attached = self._attached, []
+            self._exchanges.append(new_exchange(text, attached))
             self._answer()
             return
         name, _, argument = text.partition(" ")
@@ -168,7 +195,15 @@ class Chat:
         """Answer the last prompt."""
         exchanges = self._exchanges
         exchange = exchanges[-1]
-        request = new_request(exchanges, self._system, self._model)
+        try:
+            messages = self._files.messages(exchanges, self._system, self._abilities)
+        except HaltError as fault:
+            self._take_back()
+            hint = " /model NAME does that; /detach takes the image away."
+            is_image = isinstance(fault, ImagesNotRead)
+            self._screen.note(fault.message + hint * is_image, bad=True)
+            return
+        request = new_request(messages, exchange, self._model)
         try:
             with keys_kept_unread():
                 outcome = TerminalAnswer(self._source, request, self._screen).run(
@@ -191,15 +226,33 @@ class Chat:
                 previous=exchange.previous if is_lost else None,
             )
         else:  # stopped before any text: the exchange is removed
-            exchanges[-1:] = [exchange.previous] if exchange.previous else []
-            self._draft = "" if exchange.previous else _as_input(exchange.prompt)
+            self._take_back()
         self._note_end(outcome, model)
+
+    def _take_back(self) -> None:
+        """Remove the last exchange; a new prompt is in the input line again, with its files."""
+        exchange = self._exchanges.pop()
+        if exchange.previous is not None:
+            self._exchanges.append(exchange.previous)
+        else:
+            self._draft = _as_input(exchange.prompt)
+            self._attached = list(exchange.files)
+
+    def _abilities(self) -> Abilities:
+        """What is known of the model."""
+        known = self._source.abilities(self._model)
+        return Abilities(images=False, pdf=known.pdf) if self._model in self._refusing else known
 
     def _note_end(self, outcome: Outcome, model: str) -> None:
         ended, receipt = outcome.ended, outcome.receipt
         if fault := outcome.fault:
+            code = ended.error.code if isinstance(ended, Failed) else ""
             is_final = isinstance(ended, Failed) and not ended.error.retryable
-            self._screen.note(f"{fault}{'' if is_final else ' /retry sends it again.'}", bad=True)
+            hint = "" if is_final else " /retry sends it again."
+            if code == "images_refused":
+                self._refusing.add(self._model)
+                hint = " /model NAME chooses another model, /retry sends it again."
+            self._screen.note(f"{fault}{hint}", bad=True)
         elif isinstance(ended, Cancelled):
             reason = outcome.note or "The answer was stopped by another client."
             self._screen.note("Stopped." if outcome.by_user else reason)
@@ -218,9 +271,36 @@ class Chat:
     def _quit(self, argument: str) -> None:
         raise EOFError
 
+    def _attach(self, argument: str) -> None:
+        for path in split_paths(argument):
+            try:
+                self._attached = self._files.added(path, self._attached, self._screen.note)
+            except HaltError as fault:
+                self._screen.note(fault.message, bad=True)
+                if isinstance(fault, ReadingStopped):
+                    break
+        self._list_attached()
+
+    def _list_attached(self) -> None:
+        for line in numbered(self._attached):
+            self._screen.note(line)
+        if not self._attached:
+            self._screen.note("No file is attached. /attach FILE attaches one.")
+
+    def _detach(self, argument: str) -> None:
+        if not argument:
+            self._attached.clear()
+        elif argument.isdecimal() and 0 < int(argument) <= len(self._attached):
+            del self._attached[int(argument) - 1]
+        else:
+            self._screen.note(f"No attached file has the number {argument}.", bad=True)
+        self._list_attached()
+
     def _clear(self, argument: str) -> None:
         self._exchanges.clear()
         self._screen.note("New conversation.")
+        if self._attached:
+            self._list_attached()
 
     def _set_system(self, argument: str) -> None:
         if argument:
@@ -242,7 +322,8 @@ class Chat:
             self._screen.note("There is no question to send again.", bad=True)
             return
         last = self._exchanges[-1]
-        self._exchanges[-1] = new_exchange(last.prompt, last.shown_version())
+        self._refusing.discard(self._model)
+        self._exchanges[-1] = new_exchange(last.prompt, last.files, last.shown_version())
         self._answer()
 
     def _save(self, argument: str) -> None:
@@ -273,7 +354,7 @@ def as_markdown(exchanges: Iterable[Exchange], system: str) -> str:
     parts = [f"> System: {line}" for line in system.splitlines()]
     for exchange in exchanges:
         best = exchange.shown_version()
-        parts.append(f"## You\n\n{exchange.prompt}")
+        parts.append(f"## You\n\n{names_of(exchange.prompt, exchange.files)}")
         parts.append(f"## {best.model or 'Answer'}\n\n{best.answer}".rstrip())
         if isinstance(best.ended, Cancelled):
             parts.append("*Stopped here.*")

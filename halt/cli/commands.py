@@ -12,6 +12,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from halt.core.request import Upstream
     from halt.core.service import GenerationService
     from halt.doctor.report import Report
+    from halt.store.models import Attachment
 
 #: Errors of `chat --url`: no access token where there is no terminal to type it, and a wrong one.
 NO_TOKEN = "An access token is needed: set HALT_TOKEN, or give --token."  # noqa: S105 - no token
@@ -192,6 +194,13 @@ def _token(text: str) -> str:
 )
 @click.option("--model", metavar="NAME", default="", help="The model to use.")
 @click.option("--system", metavar="TEXT", help="Instructions for the model.")
+@click.option(
+    "--attach",
+    "paths",
+    metavar="FILE",
+    multiple=True,
+    help="Attach this file to the first message; repeat it for several.",
+)
 @click.option("--plain", is_flag=True, help="Plain text, without rendering Markdown.")
 @click.option("--typewriter", is_flag=True, help="Show the text at a steady pace.")
 @click.option("--metrics", is_flag=True, help="Show figures under each answer.")
@@ -201,6 +210,7 @@ def chat(
     token: str | None,
     model: str,
     system: str | None,
+    paths: tuple[str, ...],
     plain: bool,
     typewriter: bool,
     metrics: bool,
@@ -212,23 +222,43 @@ def chat(
     config, make = _settings()
     try:
         with contextlib.ExitStack() as stack:
+            from halt.cli.attachments import AttachedFiles  # noqa: PLC0415
+            from halt.cli.chat import Chat, new_exchange, new_request  # noqa: PLC0415
+
+            files = AttachedFiles(config)
+            stack.callback(files.close)
+            attached: list[Attachment] = []
+            for path in paths:
+                note = partial(click.echo, err=True)
+                attached = files.added(path, attached, note)
             source, system_prompt = _source(stack, config, make, url, token, model)
             system_prompt = system_prompt if system is None else system
             if not sys.stdin.isatty():
                 from halt.cli import pipe  # noqa: PLC0415
 
-                question = pipe.read_question(sys.stdin, config.max_prompt_chars)
-                request = pipe.single_question_request(question, system_prompt, model)
+                question = pipe.read_question(
+                    sys.stdin, config.max_prompt_chars, is_needed=not attached
+                )
+                exchange = new_exchange(question, attached)
+                messages = files.messages(
+                    [exchange], system_prompt, lambda: source.abilities(model)
+                )
+                request = new_request(messages, exchange, model)
                 status = pipe.print_answer(
                     source, request, sys.stdout, sys.stderr, metrics=metrics, slow=typewriter
                 )
             else:
-                from halt.cli.chat import Chat  # noqa: PLC0415
-
                 screen = _screen(plain=plain, slow=typewriter)
                 read = stack.enter_context(_line_editor(no_history=no_history))
                 status = Chat(
-                    source, screen, read, system=system_prompt, model=model, metrics=metrics
+                    source,
+                    screen,
+                    read,
+                    files,
+                    attached=attached,
+                    system=system_prompt,
+                    model=model,
+                    metrics=metrics,
                 ).run()
     except HaltError as fault:
         raise click.ClickException(fault.message) from fault

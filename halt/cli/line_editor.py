@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from halt.cli.paths import completions
 from halt.config.data_dir import make_folder, open_private
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
 
+WITH_PATHS = frozenset({"/attach", "/save"})  # commands whose arguments are paths
 HISTORY_MAX = 1_048_576  # bytes of the history file; half of it is kept when it grows beyond
 
 
@@ -43,11 +45,30 @@ def keys_kept_unread() -> Iterator[None]:
 def input_line(history: Path | None, commands: list[str]) -> Callable[[str], str]:
     """A function that reads an edited line; the history is in this file (None: in memory)."""
     from prompt_toolkit import PromptSession  # noqa: PLC0415 - only where there is a terminal
-    from prompt_toolkit.completion import WordCompleter  # noqa: PLC0415
+    from prompt_toolkit.completion import (  # noqa: PLC0415
+        CompleteEvent,
+        Completer,
+        Completion,
+        WordCompleter,
+    )
+    from prompt_toolkit.document import Document  # noqa: PLC0415
     from prompt_toolkit.history import FileHistory, InMemoryHistory  # noqa: PLC0415
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent  # noqa: PLC0415
     from prompt_toolkit.output import create_output  # noqa: PLC0415
     from prompt_toolkit.output.vt100 import Vt100_Output  # noqa: PLC0415
+
+    class PathsOrCommands(Completer):
+        """Completes the paths of the commands that have some, and the commands."""
+
+        words = WordCompleter(commands, sentence=True)
+
+        def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+            command, _, argument = document.text_before_cursor.partition(" ")
+            if not argument and command not in WITH_PATHS:
+                yield from self.words.get_completions(document, event)
+            elif command in WITH_PATHS:
+                for word, name, length in completions(argument):
+                    yield Completion(word, -length, display=name)
 
     keys = KeyBindings()
 
@@ -71,7 +92,7 @@ def input_line(history: Path | None, commands: list[str]) -> Callable[[str], str
         "> ",
         output=output,
         history=FileHistory(str(history)) if history else InMemoryHistory(),
-        completer=WordCompleter(commands, sentence=True),
+        completer=PathsOrCommands(),
         complete_while_typing=False,
         enable_history_search=True,
         key_bindings=keys,

@@ -7,7 +7,6 @@ from typing import TextIO
 
 from halt.chat.figures import answer_figures
 from halt.cli.answer import STOPPED, TerminalAnswer, model_of
-from halt.cli.chat import new_exchange, new_request
 from halt.cli.screen import PlainScreen
 from halt.cli.source import Source
 from halt.core.events import Cancelled, Failed
@@ -15,19 +14,14 @@ from halt.core.request import ChatRequest
 from halt.errors import HaltError, RequestError
 
 
-def read_question(file: TextIO, longest: int) -> str:
-    """The question from the standard input. Raises RequestError if it is empty or too long."""
+def read_question(file: TextIO, longest: int, *, is_needed: bool = True) -> str:
+    """The question from the standard input. Raises RequestError if it is too long, or empty."""
     question = file.read(longest + 1).strip()
-    if not question:
+    if is_needed and not question:
         raise RequestError("The standard input has no question.")
     if len(question) > longest:
         raise RequestError(f"The question is longer than {longest:,} characters.")
     return question
-
-
-def single_question_request(prompt: str, system: str, model: str) -> ChatRequest:
-    """The request for a single question without earlier messages."""
-    return new_request([new_exchange(prompt)], system, model)
 
 
 def print_answer(

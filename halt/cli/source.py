@@ -27,6 +27,8 @@ from halt.core.request import ChatRequest
 from halt.core.service import GenerationService
 from halt.core.stream_key import StreamKey
 from halt.errors import HaltError, Interrupted
+from halt.model_info import UNKNOWN, Abilities
+from halt.providers.catalog import Catalog
 from halt.transport.http1 import body_of
 from halt.transport.pool import Transport
 
@@ -60,6 +62,9 @@ class Source(Protocol):
 
     def models(self) -> list[str]:
         """The names of the available models. Raises HaltError."""
+
+    def abilities(self, model: str) -> Abilities:
+        """What is known of a model, "" for the default one."""
 
 
 class Local:
@@ -98,6 +103,11 @@ class Local:
     def models(self) -> list[str]:
         with limited_connection(REQUEST_TIMEOUT) as connection:
             return self._generations.upstream.models(connection)
+
+    def abilities(self, model: str) -> Abilities:
+        catalog = Catalog(self._generations.upstream)
+        catalog.refresh()
+        return catalog.abilities_of(model)
 
 
 class RemoteError(HaltError):
@@ -248,6 +258,9 @@ class Remote:
         except msgspec.MsgspecError as exc:
             raise RemoteError("The list of models is malformed.", "invalid") from exc
         return [model.id for model in listing.data]
+
+    def abilities(self, model: str) -> Abilities:
+        return UNKNOWN  # its list of models has the names alone
 
     def accepts_token(self) -> bool:
         """Whether Halt accepts the token, or needs none. Raises RemoteError."""

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from rich.console import Console
 from halt.cli import chat as chats
 from halt.cli import pipe
 from halt.cli.answer import STOPPED, TerminalAnswer
+from halt.cli.attachments import AttachedFiles
 from halt.cli.rich_screen import RichScreen
 from halt.cli.screen import LAG, PACE, PlainScreen, Screen, Typewriter, clock
 from halt.cli.source import EventStreamDecoder, Group, Local, Remote, RemoteError
@@ -43,73 +44,27 @@ from halt.core.receipts import Receipt
 from halt.core.request import ChatRequest, Message
 from halt.core.service import GenerationService
 from halt.core.stop import StopRegistry
+from halt.model_info import UNKNOWN, Abilities
 from halt.providers import embedded_model
 from halt.providers.factory import make_upstream
 from halt.testing.fake_openai import FakeOpenAI
+from tests.support.chat_command import CHAT, Environment, Open, run_piped
 from tests.support.halt_server import (
     EXIT_TIMEOUT,
     RECORD_TIMEOUT,
     ROOT,
     HaltServer,
-    halt_environment,
     new_id,
     request_record,
 )
 from tests.support.model_servers import listing, models
-from tests.support.pseudo_terminal import Terminal
 from tests.support.races import interrupt_in
 from tests.support.raw_server import RawServer
 from tests.support.waiting import WAIT_TIMEOUT
 
-CHAT = [sys.executable, "-m", "flask", "--app", "app", "chat"]
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
-Environment = dict[str, str]
-Open = Callable[..., Terminal]
-
 pytestmark = pytest.mark.usefixtures("ctrl_c")
-
-
-@pytest.fixture
-def env(shared_fake: FakeOpenAI, tmp_path: Path) -> Environment:
-    """The commands' environment: the fake upstream and a separate data folder."""
-    return halt_environment(
-        {
-            "OPENAI_BASE_URL": shared_fake.base_url,
-            "OPENAI_API_KEY": "fake",
-            "XDG_DATA_HOME": str(tmp_path),
-            "HOME": str(tmp_path),
-        }
-    )
-
-
-@pytest.fixture
-def chat(env: Environment) -> Iterator[Open]:
-    """Start a chat in a terminal, which is closed at the test's end."""
-    with contextlib.ExitStack() as stack:
-
-        def start(*options: str, **environment: str) -> Terminal:
-            terminal = Terminal([*CHAT, *options], {**env, **environment}, str(ROOT))
-            stack.callback(terminal.close)
-            return terminal
-
-        yield start
-
-
-def run_piped(
-    env: Environment, prompt: str, *options: str, timeout: float = 60
-) -> subprocess.CompletedProcess[str]:
-    """Pipe a prompt in and wait for the end."""
-    return subprocess.run(
-        [*CHAT, *options],
-        cwd=ROOT,
-        env=env,
-        input=prompt,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
 
 
 # --- in a pipe ------------------------------------------------------------------------------------
@@ -591,6 +546,9 @@ class HangingSource:
     def models(self) -> list[str]:
         return []
 
+    def abilities(self, model: str) -> Abilities:
+        return UNKNOWN
+
     def close(self) -> None:
         self.released.set()
 
@@ -644,6 +602,9 @@ class QuickSource:
     def models(self) -> list[str]:
         return []
 
+    def abilities(self, model: str) -> Abilities:
+        return UNKNOWN
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -684,7 +645,12 @@ def test_chat_ctrl_c_at_an_odd_moment_counts_for_the_next_step(
         return ChatRequest([Message("user", "question")], id=new_id())
 
     monkeypatch.setattr(chats, "new_request", new_request)
-    assert chats.Chat(source, BeginningScreen(out, source), lambda _: next(lines)).run() == status
+    assert (
+        chats.Chat(
+            source, BeginningScreen(out, source), lambda _: next(lines), AttachedFiles(Config())
+        ).run()
+        == status
+    )
     assert note in out.getvalue()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -718,7 +684,12 @@ def test_chat_clear_quit_and_exit_need_no_slash(lines: list[str], prompts: list[
     line.
     """
     source, out, inputs = Listening(), io.StringIO(), iter(lines)
-    assert chats.Chat(source, PlainScreen(out, out), lambda _: next(inputs)).run() == 0
+    assert (
+        chats.Chat(
+            source, PlainScreen(out, out), lambda _: next(inputs), AttachedFiles(Config())
+        ).run()
+        == 0
+    )
     assert source.prompts == prompts
 
 
@@ -834,7 +805,7 @@ def test_pipe_notes_the_end_of_an_answer(
     out, err = io.StringIO(), io.StringIO()
     config = Config(base_url=shared_fake.base_url, api_key="fake")
     generations = GenerationService(config, make_upstream(config), StopRegistry())
-    request = pipe.single_question_request("Hello", "", model)
+    request = ChatRequest([Message("user", "Hello")], id=new_id(), model=model)
     source = Local(config, generations)
     assert pipe.print_answer(source, request, out, err, metrics=False, slow=False) == status
     assert err.getvalue().strip() == note
