@@ -152,6 +152,11 @@ def test_empty_line_before_a_request_changes_no_class() -> None:
         ("GET /streams HTTP/1.1", Kind.QUICK),
         ("POST /c/some_conversation/messages HTTP/1.1", Kind.STREAM),
         ("POST /c/some_conversation/pick HTTP/1.1", Kind.PAGE),
+        ("POST /files?name=a.png HTTP/1.1", Kind.UPLOAD),
+        ("POST /files/messages/some_conversation HTTP/1.1", Kind.UPLOAD),
+        ("GET /files/some_hash HTTP/1.1", Kind.PAGE),
+        ("GET /files/some_hash/thumbnail HTTP/1.1", Kind.PAGE),
+        ("GET /files/some_hash/download?name=a.png HTTP/1.1", Kind.STREAM),
         ("GET /ws HTTP/1.1", Kind.SOCKET),
         ("GET /ws#fragment HTTP/1.1", Kind.SOCKET),
         ("POST other://localhost/chat/stream HTTP/1.1", Kind.STREAM),
@@ -182,16 +187,19 @@ def test_kind_of_follows_the_request_line(line: str, kind: Kind) -> None:
 def test_every_streaming_route_has_a_streaming_class(
     app_routes: list[tuple[str, str, bool]],
 ) -> None:
-    """A route with a streaming response has no class of short responses, and the reverse."""
-    for method, path, is_stream in app_routes:
+    """A route has no class of short responses if it streams or reads files, and the reverse."""
+    for method, path, is_lasting in app_routes:
         kind = kind_of(f"{method} {path} HTTP/1.1".encode())
-        assert kind.is_short is not is_stream, (method, path)
+        assert kind.is_short is not is_lasting, (method, path)
 
 
 @pytest.fixture
 def app_routes() -> list[tuple[str, str, bool]]:
-    """Method and path of each route, and whether its response is a stream."""
-    streaming = {
+    """Method and path of each route, and whether it streams its response or reads files."""
+    lasting = {
+        "files.download",
+        "files.send_with_files",
+        "files.upload",
         "plain.chat",
         "plain.stream",
         "providers.try_changed",
@@ -210,9 +218,9 @@ def app_routes() -> list[tuple[str, str, bool]]:
     }
     from app import app  # noqa: PLC0415
 
-    assert streaming <= {rule.endpoint for rule in app.url_map.iter_rules()}
+    assert lasting <= {rule.endpoint for rule in app.url_map.iter_rules()}
     return [
-        (method, str(rule).replace("<", "").replace(">", ""), rule.endpoint in streaming)
+        (method, str(rule).replace("<", "").replace(">", ""), rule.endpoint in lasting)
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     ]
