@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -21,8 +22,10 @@ from halt.store.store import Store
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.access import PUBLIC_ENDPOINTS
 from halt.web.api.document import document
+from tests.support.files import image
 from tests.support.halt_server import HaltServer
 from tests.support.http_client import Client, EventStream, HttpResponse
+from tests.support.uploads import send, uploaded
 
 SECRET = "saffron"  # a word of the first person's chat
 ENDLESS = "count?n=1000000&gap_ms=20"
@@ -81,14 +84,15 @@ def add_person(server: HaltServer, name: str) -> str:
 def begin_chat(server: HaltServer, client: Client) -> dict[str, str]:
     """Begin a chat about SECRET; return its ID and those of its messages, by names of fields."""
     chat, answer = secrets.token_urlsafe(16), secrets.token_urlsafe(16)
-    fields = f"prompt={SECRET}&id={answer}".encode()
-    sent = client.request("POST", f"/c/{chat}/messages", fields, FORM)
+    file_hash = uploaded(client, image(), f"{SECRET}.png")["id"]
+    _, sent = send(client, SECRET, [(file_hash, f"{SECRET}.png")], f"/c/{chat}", id=answer)
     assert sent.status == 200, sent
     with contextlib.closing(sqlite3.connect(server.data_folder / "halt.db")) as database:
         query = "SELECT id FROM messages WHERE conversation_id = ? ORDER BY depth"
         (prompt_id,), (message_id,) = database.execute(query, (chat,)).fetchall()
     ids = {"conversation_id": chat, "prompt_id": str(prompt_id), "message_id": str(message_id)}
-    return ids | {"answer": answer, "stream_id": STREAM, "path:name": "echo"}
+    more = {"answer": answer, "stream_id": STREAM, "path:name": "echo", "file_hash": file_hash}
+    return ids | more
 
 
 def prompt(stream_id: str, model: str = ENDLESS) -> dict[str, Any]:
@@ -211,7 +215,7 @@ def page_routes() -> Iterator[tuple[str, str, str]]:
                 yield rule.endpoint, method, rule.rule
 
 
-BEGIN_A_CHAT = {"pages.send", "settings.save_settings"}
+BEGIN_A_CHAT = {"files.send_with_files", "pages.send", "settings.save_settings"}
 
 
 def call_page(client: Client, method: str, path: str, ids: dict[str, str]) -> HttpResponse:
@@ -263,6 +267,53 @@ def test_page_route_of_another_persons_chat_answers_as_for_an_unknown_one(
         return  # which needs a prompt with two answers
     own = call_page(persons.one, method, path, begin_chat(persons.server, persons.one))
     assert own.status not in {400, 404}, own  # so the request was right but for the person
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [(method, path) for _, method, path in page_routes() if "<file_" in path]
+)
+def test_file_of_another_person_behaves_as_one_that_does_not_exist(
+    persons: TwoPersons, method: str, path: str
+) -> None:
+    """Its routes answer as for an unknown hash, whatever the client has cached."""
+    unknown = secrets.token_hex(32)
+    own = call_page(persons.one, method, path, persons.ids)
+    assert own.status == 200
+    shown = {"If-None-Match": own.headers.get("etag", "*")}
+    answers = [
+        persons.two.request(method, path.replace("<file_hash>", file_hash), None, shown)
+        for file_hash in (persons.ids["file_hash"], unknown)
+    ]
+    assert answers[0].status == 404
+    texts = [answer.body.decode().replace(unknown, persons.ids["file_hash"]) for answer in answers]
+    requests = re.compile(r'"request_id":"[^"]*"')
+    assert len({requests.sub("", text) for text in texts}) == 1
+    headers = [{**answer.headers, "x-request-id": "", "date": ""} for answer in answers]
+    assert {key: value for key, value in headers[0].items() if key != "content-length"} == {
+        key: value for key, value in headers[1].items() if key != "content-length"
+    }
+
+
+def test_prompt_with_the_hash_of_another_persons_file_is_refused_as_with_an_unknown_one(
+    persons: TwoPersons,
+) -> None:
+    """Nobody can read a file, or learn that it is there, by naming its hash."""
+    hashes = (persons.ids["file_hash"], secrets.token_hex(32))
+    paths, answers = zip(
+        *(send(persons.two, "What is it?", [(file_hash, "it.png")]) for file_hash in hashes),
+        strict=True,
+    )
+    assert [answer.status for answer in answers] == [404, 404]
+    assert answers[0].body == answers[1].body
+    assert [persons.two.get(path).status for path in paths] == [404, 404]
+
+
+def test_same_file_of_two_persons_is_each_ones_own(persons: TwoPersons) -> None:
+    """An upload tells nothing about another person's files, and each can read their own."""
+    first = uploaded(persons.one, b"a text of both", "of one.txt")
+    assert uploaded(persons.two, b"a text of both", "of two.txt") == first | {"name": "of two.txt"}
+    for person in (persons.one, persons.two):
+        assert person.get(f"/files/{first['id']}/download").body == b"a text of both"
 
 
 @pytest.mark.parametrize(("endpoint", "method", "path"), list(page_routes()))
