@@ -1,6 +1,7 @@
 // Changes of the conversation: texts for screen readers, the place of the focus, and a prompt
 // that returns to the message field because its answer was stopped before the first text.
 import { sendingIds } from "./activity.js";
+import { messageOf } from "./attach.js";
 import { returnPrompt } from "./composer.js";
 import { setConnectionLost } from "./feed.js";
 import { $, $$, announce, focusComposer } from "./lib/dom.js";
@@ -59,7 +60,7 @@ const end = (exchange, state, others, note) => {
     if (state === "withdrawn") announce($(".note-title", note).textContent);
     return;
   }
-  const place = returnPrompt($(".prompt .text", exchange).textContent);
+  const place = returnPrompt(messageOf(exchange));
   $(".note-title", note).append(` Your message is back in the ${place}.`);
   exchange.remove();
   $("#notice").replaceChildren(note); // which is read out

@@ -1,37 +1,42 @@
-// The message: its field and its pasted texts. The field is emptied when the message is sent, and
-// refilled if the server refuses it.
+// The message: its field, its files and its pasted texts. It is emptied when the message is sent,
+// and refilled if the server refuses it.
 import { isBusy } from "./activity.js";
+import { filesOf, isHeld, LONG, pastedTexts, setFiles, setPastedTexts } from "./attach.js";
 import { $, $$, isPlain, refuse, setValue, touch } from "./lib/dom.js";
 import { emit } from "./lib/events.js";
-import { LONG, pastedTexts, setPastedTexts } from "./pasted.js";
 import { hasCode, route, succeeded } from "./requests.js";
 import { editPrompt } from "./versions.js";
 
 const prompt = $("#prompt"), composer = $("#composer");
 let sentParts = null; // of the message under way, until the server has it
 
-export const messageParts = () => ({ text: prompt.value, pasted: pastedTexts() });
-export const setMessage = ({ text, pasted }) => {
+export const messageParts = () => (
+  { text: prompt.value, pasted: pastedTexts(), files: filesOf(composer) }
+);
+export const setMessage = ({ text = "", pasted = [], files = [] }) => {
+  setFiles(composer, files);
   setPastedTexts(pasted);
   setValue(prompt, text);
 };
-export const clearMessage = () => setMessage({ text: "", pasted: [] });
+export const clearMessage = () => setMessage({});
 const messageText = ({ text, pasted }) => [text.trim(), ...pasted].filter(Boolean).join("\n\n");
+const isEmpty = parts => !messageText(parts) && !parts.files.length;
 // Puts parts before those that are there.
-const putBack = ({ text, pasted }) => {
+const putBack = ({ text, pasted, files }) => {
   const now = messageParts();
   const joined = text && now.text ? `${text}\n${now.text}` : text || now.text;
-  setMessage({ text: joined, pasted: [...pasted, ...now.pasted] });
+  setMessage({
+    text: joined, pasted: [...pasted, ...now.pasted], files: [...files, ...now.files],
+  });
 };
-// The prompt of an answer that was withdrawn; a message that is being written goes first. Returns
-// where it is now.
-export const returnPrompt = text => {
-  if (messageText(messageParts())) {
-    emit("queue", { text, first: true });
+// The prompt { text, files } of an answer that was withdrawn; a message that is being written goes
+// first. Returns where it is now.
+export const returnPrompt = ({ text, files }) => {
+  if (!isEmpty(messageParts())) {
+    emit("queue", { text, files, first: true });
     return "queue";
   }
-  if (text.length > LONG) setMessage({ text: "", pasted: [text] });
-  else setValue(prompt, text);
+  setMessage(text.length > LONG ? { pasted: [text], files } : { text, files });
   return "field";
 };
 
@@ -71,7 +76,7 @@ prompt.addEventListener("keydown", event => {
   if (event.key === "Enter" && !event.shiftKey) {
     event.preventDefault();
     composer.requestSubmit();
-  } else if (event.key === "ArrowUp" && isPlain(event) && !messageText(messageParts())) {
+  } else if (event.key === "ArrowUp" && isPlain(event) && isEmpty(messageParts())) {
     if (editLast()) event.preventDefault();
   }
 });
@@ -79,9 +84,12 @@ prompt.addEventListener("keydown", event => {
 // --- sending -------------------------------------------------------------------------------------
 document.addEventListener("submit", event => {
   if (event.target !== composer) return;
-  const text = messageText(messageParts()), waits = isBusy();
-  if (waits || !text) refuse(event);
-  if (waits && text) emit("queue", { text });
+  const parts = messageParts(), waits = isBusy();
+  if (isHeld(composer) || isEmpty(parts)) refuse(event);
+  else if (waits) {
+    refuse(event);
+    emit("queue", { text: messageText(parts), files: parts.files });
+  }
 }, true);
 route("#composer", {
   config({ ctx, event }) {

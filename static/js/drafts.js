@@ -1,9 +1,10 @@
 // Keeps the unsent message of each conversation, and of a new one, until it is sent: over reloads,
 // and for all tabs. A tab writes the draft only if it has changed the message itself.
 import { sendingIds } from "./activity.js";
+import { keptFile } from "./attach.js";
 import { messageParts, setMessage } from "./composer.js";
 import { $, notice } from "./lib/dom.js";
-import { isText, isTexts, local } from "./lib/storage.js";
+import { areFiles, isText, isTexts, local } from "./lib/storage.js";
 import { shownConversation } from "./sidebar/entries.js";
 
 const PREFIX = "halt.draft.";
@@ -15,13 +16,17 @@ let timer = 0, isLong = false; // whether the message is too long to be kept
 
 const currentKey = () => PREFIX + (shownConversation() || "new");
 const read = name => {
-  const { text, pasted, at } = local.getJson(name) ?? {};
+  const { text, pasted, files, at } = local.getJson(name) ?? {};
   return {
-    text: isText(text) ? text : "", pasted: isTexts(pasted) ? pasted : [], at: Number(at) || 0,
+    text: isText(text) ? text : "", pasted: isTexts(pasted) ? pasted : [],
+    files: areFiles(files) ? files : [], at: Number(at) || 0,
   };
 };
-const contentOf = ({ text, pasted }) => JSON.stringify([text, ...pasted]);
-const EMPTY = contentOf({ text: "", pasted: [] });
+// A file that is not there yet has no ID: the draft of another tab does not replace it.
+const contentOf = ({ text, pasted, files }) => (
+  JSON.stringify([text, pasted, files.map(({ id }) => id)])
+);
+const EMPTY = contentOf({ text: "", pasted: [], files: [] });
 let key = currentKey(); // of the message in the field
 let known = contentOf(read(key)); // the draft in the storage, as this tab knows it
 
@@ -44,6 +49,7 @@ const save = () => {
     known = EMPTY;
   }
   const parts = messageParts(), content = contentOf(parts), { text, pasted } = parts;
+  const files = parts.files.filter(({ id }) => id).map(keptFile);
   if (content === known) return;
   const wasLong = isLong;
   isLong = content.length > MOST;
@@ -52,8 +58,8 @@ const save = () => {
     return;
   }
   known = content;
-  if (!text.trim() && !pasted.length) { local.remove(key); return; }
-  local.set(key, JSON.stringify({ text, pasted, at: Date.now() }));
+  if (!text.trim() && !pasted.length && !files.length) { local.remove(key); return; }
+  local.set(key, JSON.stringify({ text, pasted, files, at: Date.now() }));
   prune();
 };
 const restore = () => {

@@ -1,24 +1,15 @@
 // The ideas of an empty chat: each begins a message, or opens the comparison of models.
-import { $, $$, setValue } from "./lib/dom.js";
+import { $, $$ } from "./lib/dom.js";
 import { listen } from "./lib/events.js";
+import { onDemand } from "./lib/on_demand.js";
 import { openPicker } from "./models.js";
 
-const prompt = $("#prompt"), ideas = $$(".idea"), comparison = $("#compare-idea");
-const beginnings = ideas.map(({ dataset }) => dataset.text).filter(Boolean);
-
-// Puts a beginning before the text of the field, in place of another idea's.
-const begin = text => {
-  const other = beginnings.find(beginning => prompt.value.startsWith(beginning)) ?? "";
-  const rest = prompt.value.slice(other.length);
-  setValue(prompt, text + rest);
-  prompt.focus();
-  prompt.setSelectionRange(text.length, text.length + rest.length);
-};
+const ideas = $$(".idea"), comparison = $("#compare-idea");
 
 for (const idea of ideas) {
-  idea.addEventListener("click", () => {
+  idea.addEventListener("click", async () => {
     if (idea === comparison) openPicker(true);
-    else begin(idea.dataset.text);
+    else (await onDemand("beginnings"))?.begin(idea);
   });
 }
 listen("listed", () => { // with a single model there is nothing to compare

@@ -1,6 +1,5 @@
 // Does what a pressed shortcut says, by pressing the control that does it by pointer.
 import { isBusy } from "./activity.js";
-import { toggleTheme } from "./display.js";
 import { openedDialog } from "./lib/dialog.js";
 import { $, $$, notice } from "./lib/dom.js";
 import { onDemand, preload } from "./lib/on_demand.js";
@@ -14,6 +13,7 @@ const search = async () => (await onDemand("palette"))?.openPalette(act);
 addEventListener("keydown", ({ key }) => {
   if (key === "Control" || key === "Meta") preload("palette");
 }, true);
+const theme = async () => (await onDemand("display"))?.toggleTheme();
 const help = async () => (await onDemand("shortcut_list"))?.openShortcutList();
 const copyCode = async () => {
   const block = shortcut("copy-code").find(), code = await onDemand("code");
@@ -21,7 +21,7 @@ const copyCode = async () => {
   $(".copy", block)?.click();
 };
 const ACTIONS = {
-  search, pin: pinOpenChat, rail: toggleRail, theme: toggleTheme, help, "copy-code": copyCode,
+  search, pin: pinOpenChat, rail: toggleRail, theme, help, "copy-code": copyCode,
 };
 const isField = target => target.matches?.("input:not([type=checkbox]), textarea, select");
 
@@ -61,6 +61,7 @@ for (const control of $$("[data-keys]")) {
 document.addEventListener("click", async ({ target }) => {
   const control = target.closest("[data-act]"), settings = target.closest(".opens-settings");
   if (control) act(SHORTCUTS.find(row => row.id === control.dataset.act));
+  if (target.closest("#open-display")) (await onDemand("display"))?.openDisplay();
   if (!settings) return;
   (await onDemand("settings"))?.openSettings(settings);
 });

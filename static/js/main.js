@@ -24,7 +24,6 @@ import "./sidebar/rename.js";
 import "./sidebar/sheet.js";
 import "./escape.js";
 import "./sidebar/toast.js";
-import "./display.js";
 import "./keys.js";
 import "./paging.js";
 import "./other_tabs.js";

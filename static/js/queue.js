@@ -3,12 +3,13 @@
 // pauses the queue: messages are neither sent nor dropped. A reload keeps them, for this tab only.
 // A message gets its stream IDs before it is sent, so that the server accepts none of them twice.
 import { conversationId, isBusy } from "./activity.js";
+import { fileFields, keptFile } from "./attach.js";
 import { clearMessage } from "./composer.js";
 import { $, $$, announce, focusComposer, make, notice } from "./lib/dom.js";
 import { listen } from "./lib/events.js";
 import { newId } from "./lib/ids.js";
-import { isText, isTexts, session } from "./lib/storage.js";
-import { drawLines, focusBeside } from "./queue_list.js";
+import { onDemand } from "./lib/on_demand.js";
+import { areFiles, isText, isTexts, session } from "./lib/storage.js";
 import { hasCode, openConversation, route, succeeded } from "./requests.js";
 
 const MOST = 20; // messages that wait
@@ -22,7 +23,8 @@ const HELD = { // why it is paused
   moved: "the conversation changed in another tab or device",
   error: "the answer failed",
 };
-let waiting = []; // { text, models, ids }: `ids` once it has been sent
+let waiting = []; // { text, files, models, ids }: `ids` once it has been sent
+let lines = null; // the module that draws them
 let held = ""; // a key of HELD: nothing is sent until "Send now" is pressed
 let editing = null; // the message that is being edited; it is not sent meanwhile
 let sent = null; // the message whose request is under way
@@ -38,13 +40,13 @@ const actions = {
   begin(item) { editing = item; },
   end(item, text) { // text is null: cancelled
     editing = null;
-    if (text === "") { actions.drop(item); return; }
+    if (text === "" && !item.files.length) { actions.drop(item); return; }
     if (text !== null) item.text = text;
     draw();
     next();
   },
   drop(item) {
-    const beside = focusBeside(item);
+    const beside = lines.focusBeside(item);
     waiting = waiting.filter(other => other !== item);
     if (editing === item) editing = null;
     draw();
@@ -54,10 +56,15 @@ const actions = {
     next();
   },
 };
+const drawLines = async () => {
+  if (!waiting.length && !lines) return;
+  lines ??= await onDemand("queue_list");
+  lines?.drawLines(waiting, actions);
+};
 const draw = () => {
   if (!waiting.length) held = "";
   keep();
-  drawLines(waiting, actions);
+  drawLines();
   box.hidden = !waiting.length;
   const count = waiting.length, messages = count === 1 ? "1 message" : `${count} messages`;
   $("#queue-state").textContent = held
@@ -66,12 +73,12 @@ const draw = () => {
   const all = ["", "both "][count - 1] ?? "all ";
   go.textContent = `Send ${all}${isBusy() ? "after the answer" : "now"}`;
 };
-listen("queue", ({ text, first }) => {
+listen("queue", ({ text, files, first }) => {
   if (waiting.length >= MOST && !first) {
     notice(`The queue is full: at most ${MOST} messages can wait.`);
     return;
   }
-  const item = { text, models: chosenModels() };
+  const item = { text, files: files.map(keptFile), models: chosenModels() };
   if (first) { // the prompt of an answer that was stopped before its first text
     waiting.unshift(item);
     held ||= "stopped";
@@ -95,7 +102,8 @@ const next = () => {
   item.ids ??= item.models.map(newId);
   keep();
   sender.dataset.ids = item.ids.join(" ");
-  const fields = [["prompt", item.text], ...item.models.map(model => ["model", model])];
+  const models = item.models.map(model => ["model", model]);
+  const fields = [["prompt", item.text], ...models, ...fileFields(item.files)];
   sender.replaceChildren(
     ...fields.map(([name, value]) => make("input", { type: "hidden", name, value })),
   );
@@ -106,7 +114,8 @@ route("*", {
     if (!hasCode(ctx, "conversation_moved")) return;
     // The new messages must be seen before this one is sent.
     if (source !== sender) {
-      waiting.unshift({ text: ctx.request.body.get("prompt").trim(), models: chosenModels() });
+      const text = ctx.request.body.get("prompt").trim();
+      waiting.unshift({ text, files: ctx.files.map(keptFile), models: chosenModels() });
     }
     holdQueue("moved");
     openConversation(ctx);
@@ -150,6 +159,7 @@ const restore = () => {
   const kept = session.getJson(key) ?? {};
   const isMessage = item => (
     isText(item?.text) && isTexts(item.models) && isTexts(item.ids ?? [])
+    && areFiles(item.files ??= [])
   );
   const isKnown = id => $(`.answer[data-stream="${CSS.escape(id)}"]`);
   waiting = [].concat(kept.waiting).filter(isMessage).filter(item => !item.ids?.some(isKnown));

@@ -3,10 +3,12 @@
 import {
   $, $$, announce, focusComposer, make, notice, refuse, setValue, touch,
 } from "./lib/dom.js";
+import { filesOf, isHeld, messageOf, setFiles } from "./attach.js";
 import { listen } from "./lib/events.js";
 import { route, succeeded } from "./requests.js";
 
 const messages = $("#messages"), prompt = $("#prompt");
+const idsOf = form => filesOf(form).map(({ id }) => id).join();
 
 route("*", {
   response({ ctx }) {
@@ -30,7 +32,7 @@ const close = form => {
 const open = (box, template, text) => {
   const form = $(template).content.cloneNode(true).firstElementChild, field = $("textarea", form);
   box.classList.add("editing");
-  $(":scope > .text", box).after(form);
+  $$(":scope > :is(.text, .files)", box).at(-1).after(form);
   htmx.process(form);
   setValue(field, text);
   field.defaultValue = field.value; // the saved text
@@ -40,8 +42,14 @@ const open = (box, template, text) => {
 };
 export const editPrompt = exchange => {
   const box = $(".prompt", exchange), opened = $(".editor textarea", box);
-  if (opened) opened.focus();
-  return opened ?? open(box, "#editor", $(".text", box).textContent);
+  if (opened) {
+    opened.focus();
+    return opened;
+  }
+  const { text, files } = messageOf(exchange), field = open(box, "#editor", text);
+  setFiles(field.form, files);
+  field.form.dataset.files = idsOf(field.form); // the saved ones
+  return field;
 };
 const editAnswer = answer => {
   const field = open(answer, "#rewriter", $(".source", answer).content.textContent);
@@ -75,7 +83,8 @@ const sends = (event, form) => (
 document.addEventListener("submit", event => {
   const { target: form } = event, field = $("textarea", form);
   if (!form.matches(EDITORS)) return;
-  if (field.value.trim()) { guard(event, form); return; }
+  if (isHeld(form)) { refuse(event); return; }
+  if (field.value.trim() || idsOf(form)) { guard(event, form); return; }
   refuse(event);
   const textContent = `${form.matches(".editor") ? "A message" : "An answer"} needs text.`;
   $(".fault", form)?.remove();
@@ -93,7 +102,8 @@ const guard = (event, source) => {
   const dropped = $$(EDITORS, messages).find(form => {
     const { value, defaultValue } = $("textarea", form);
     const isEarlier = exchange.compareDocumentPosition(form) & Node.DOCUMENT_POSITION_PRECEDING;
-    return form !== source && !isEarlier && value !== defaultValue;
+    const isChanged = value !== defaultValue || idsOf(form) !== (form.dataset.files ?? "");
+    return form !== source && !isEarlier && isChanged;
   });
   if (!dropped) return;
   refuse(event);
@@ -120,18 +130,22 @@ listen("ended", async ({ back, exchange }) => {
   if (!back) return;
   const { conversation, prompt: promptId, edited, again } = exchange.dataset;
   const place = [...messages.children].indexOf(exchange);
-  const words = again === undefined ? $(".prompt .text", exchange).textContent : null;
-  const from = `/c/${conversation}/from?prompt_id=${words === null ? promptId : edited}`;
+  const message = again === undefined ? messageOf(exchange) : null;
+  const from = `/c/${conversation}/from?prompt_id=${message ? edited : promptId}`;
   await htmx.ajax("GET", from, { source: exchange, target: exchange, swap: "outerHTML" });
   const now = messages.children[place];
-  if (words === null || !now || now === exchange) return;
+  if (!message || !now || now === exchange) return;
   const field = editPrompt(now);
-  setValue(field, words); // keeps the edited text
+  setFiles(field.form, message.files);
+  setValue(field, message.text); // keeps the edited text
   if (touch.matches) field.blur();
 });
 
 const afterDiscard = (ctx, exchange) => {
-  if (!exchange && !prompt.value) setValue(prompt, ctx.words);
+  if (!exchange && !prompt.value && !idsOf(prompt.form)) {
+    setFiles(prompt.form, ctx.message.files);
+    setValue(prompt, ctx.message.text);
+  }
   announce(`Discarded.${exchange ? " Another version is shown." : ""}`);
   focusComposer();
 };
@@ -148,7 +162,7 @@ route(".version, .discard", {
   config({ ctx, source }) {
     const exchange = source.closest(".exchange"), group = source.closest(".versions");
     ctx.place = [...messages.children].indexOf(exchange);
-    ctx.words = $(".prompt .text", exchange).textContent;
+    ctx.message = messageOf(exchange);
     ctx.group = group?.getAttribute("aria-label");
     ctx.later = group !== null && source === group.lastElementChild;
   },

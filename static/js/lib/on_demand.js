@@ -3,7 +3,7 @@ import { make, notice } from "./dom.js";
 
 const STYLES = { // module -> its style sheet
   palette: "palette", shortcut_list: "shortcuts", picker: "models", settings: "settings",
-  code: "code_bar",
+  code: "code_bar", attachments: "attachments",
 };
 const loads = new Map(); // style sheet -> the promise of its load
 

@@ -1,6 +1,9 @@
 // The shape of what a storage holds: it may come from an older version, or from elsewhere.
 export const isText = value => typeof value === "string";
 export const isTexts = value => Array.isArray(value) && value.every(isText);
+export const areFiles = value => (
+  Array.isArray(value) && value.every(file => isText(file?.id) && isText(file.name))
+);
 
 // The browser's storage, for the page's person alone: people may share a browser. A page that loads
 // removes what another person's page has stored; one that is still open then can read and write

@@ -1,5 +1,5 @@
 // The queued messages as a list in which each can be edited and removed.
-import { $, iconButton, make, setValue } from "./lib/dom.js";
+import { $, iconButton, make, setValue } from "../lib/dom.js";
 
 const box = $("#queue"), list = $("ol", box);
 const lines = new Map(); // message -> its element
@@ -12,9 +12,12 @@ const button = (className, text, action) => {
   return element;
 };
 const content = item => {
-  const start = `“${item.text.slice(0, 40)}”`;
+  const names = item.files.map(({ name }) => name).join(", ");
+  const start = `“${(item.text || names).slice(0, 40)}”`;
+  const shown = make("span", { className: "text" }, item.text.slice(0, 300));
+  if (names) shown.append(" ", make("small", { dir: "auto", textContent: names }));
   return [
-    make("span", { className: "text", textContent: item.text.slice(0, 300) }),
+    shown,
     iconButton("pencil", "Edit", start, () => begin(item)),
     iconButton("x", "Remove", start, () => callbacks.drop(item)),
   ];
@@ -34,7 +37,7 @@ const begin = item => {
 const end = isSaved => {
   const item = current, line = lines.get(item), text = $("textarea", line).value.trim();
   current = null;
-  if (isSaved && !text) { callbacks.end(item, ""); return; }
+  if (isSaved && !text && !item.files.length) { callbacks.end(item, ""); return; }
   if (isSaved) item.text = text;
   line.replaceChildren(...content(item));
   $("button", line).focus();

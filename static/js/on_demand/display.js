@@ -1,8 +1,8 @@
 // How the page looks in this browser: theme, text size, width, even text. Each is an attribute of
 // the document and a cookie, which the server reads: the page arrives with it, so nothing flashes.
-import { openDialog } from "./lib/dialog.js";
-import { $, $$, announce } from "./lib/dom.js";
-import { keepLook } from "./lib/storage.js";
+import { openDialog } from "../lib/dialog.js";
+import { $, $$, announce } from "../lib/dom.js";
+import { keepLook } from "../lib/storage.js";
 
 const root = document.documentElement, dialog = $("#display");
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -22,7 +22,7 @@ export const toggleTheme = () => {
   announce(`${isDark ? "Light" : "Dark"} theme.`);
 };
 
-$("#open-display").addEventListener("click", () => openDialog(dialog));
+export const openDisplay = () => openDialog(dialog);
 for (const choice of $$("input", dialog)) {
   const isOff = () => choice.type === "checkbox" && choice.checked; // its value: of a cleared box
   choice.addEventListener("change", () => keep(choice.name, isOff() ? "" : choice.value));
