@@ -727,15 +727,16 @@ def test_idea_begins_a_message_and_keeps_the_draft(chat: Chat) -> None:
     chat.page.get_by_role("button", name="Explain an error").click()
     expect(chat.prompt).to_be_focused()
     expect(chat.prompt).to_have_value("Explain this error, and how to fix it:\n\nmy text")
-    draft = chat.page.get_by_role("button", name="Draft a message")
-    draft.focus()
-    chat.page.keyboard.press("Enter")
-    expect(chat.prompt).to_have_value("Draft a short, friendly message. It is about my text")
+    summary = chat.page.get_by_role("button", name="Summarise a PDF")
+    summary.focus()
+    with chat.page.expect_file_chooser():
+        chat.page.keyboard.press("Enter")
+    expect(chat.prompt).to_have_value("Summarise this document in five points. my text")
     chat.prompt.press("Control+A")
     chat.prompt.press_sequentially("Hello.")
     chat.prompt.press("Enter")
     chat.wait_state("done")
-    expect(draft).to_be_hidden()
+    expect(summary).to_be_hidden()
 
 
 def test_idea_opens_the_comparison_if_there_are_models_to_compare(chat: Chat) -> None:

@@ -30,7 +30,9 @@ const release = file => {
   if (facts.has(file)) setFacts(file, { url: "" });
 };
 
-const labelOf = ({ label, name }) => label || name.match(/\.(\w{1,4})$/)?.[1].toUpperCase() || "FILE";
+const labelOf = ({ label, name }) => (
+  label || name.match(/\.(\w{1,4})$/)?.[1].toUpperCase() || "FILE"
+);
 const stateOf = file => {
   const { part } = factsOf(file);
   if (part === undefined) return "Waiting…";

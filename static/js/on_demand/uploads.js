@@ -3,7 +3,7 @@ import { isBusy } from "../activity.js";
 import { $ } from "../lib/dom.js";
 
 const AT_ONCE = 3;
-// Over HTTP/1.1 a browser has six connections to a host: with all of them in use, a Stop would wait.
+// Over HTTP/1.1 a browser has six connections to a host: with all of them in use, Stop would wait.
 const { nextHopProtocol } = performance.getEntriesByType("navigation")[0] ?? {};
 const isMultiplexed = ["h2", "h3"].includes(nextHopProtocol);
 const waiting = []; // functions that begin an upload
