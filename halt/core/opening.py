@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import threading
 
 from halt.clock import now
 from halt.core.limits import Limits
 from halt.core.live import LiveGeneration
-from halt.core.request import Upstream, has_images
+from halt.core.refusals import named_refusal
+from halt.core.request import Upstream
 from halt.core.request_ids import about
 from halt.errors import Interrupted, UpstreamError
 
@@ -19,14 +19,6 @@ RETRY_AFTER_MAX = 5.0  # seconds; a fault with a longer Retry-After is shown to 
 LOADING_PAUSE = 0.25  # seconds between requests to a server that loads its model; doubles
 LOADING_PAUSE_MAX = 4.0  # seconds
 DEMO_READY_LIMIT = 60.0  # seconds that the demo model may take to load
-
-_REFUSALS = frozenset(
-    {"bad_request", "model_not_found", "upstream_server_error", "endpoint_not_found"}
-)
-#: In the words of llama.cpp, vLLM ("is not a multimodal model", "At most 0 image(s)"), Ollama,
-#: LM Studio, OpenRouter, OpenAI ("image_url is only supported by certain models"), DeepSeek
-#: ("unknown variant `image_url`, expected `text`").
-_IMAGES = re.compile(r"\bimages?\b|image_url|multi-?modal|vision", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +49,7 @@ class Opening:
 
     def prepare_retry(self, fault: UpstreamError) -> None:
         """In the relay: let the next `open` retry after a reply that failed before an event."""
-        self._fault = fault
+        self._fault = self._named(fault)
 
     def open(self) -> None:
         """Open the upstream, with retries. Raises UpstreamError, Interrupted."""
@@ -72,11 +64,11 @@ class Opening:
                 live.reply = self._upstream.open(live.request, live.connection)
                 return
             except UpstreamError as exc:
-                if self._offers_tools and _refuses_tools(exc):
-                    raise exc.with_code("tools_refused") from exc
-                if has_images(live.request.messages) and _refuses_images(exc):
-                    raise exc.with_code("images_refused") from exc
-                fault = exc
+                fault = self._named(exc)
+
+    def _named(self, fault: UpstreamError) -> UpstreamError:
+        messages = self._live.request.messages
+        return named_refusal(fault, messages, offers_tools=self._offers_tools)
 
     def _wait(self, fault: UpstreamError) -> None:
         """Wait until the next attempt. Raises the fault if none may follow, or Interrupted."""
@@ -141,16 +133,3 @@ class Retries:
                 f"Halt waits for {limit:g} s. HALT_FIRST_BYTE_TIMEOUT sets this limit."
             )
         return pause
-
-
-def _refuses_tools(fault: UpstreamError) -> bool:
-    """Whether a refusal speaks of tools: the provider or the model does not support them.
-
-    The status differs between providers: 400 and 422 are usual, 404 and 500 occur too.
-    """
-    return fault.code in _REFUSALS and "tool" in fault.detail.lower()
-
-
-def _refuses_images(fault: UpstreamError) -> bool:
-    """Whether a refusal speaks of images: the model, or what runs it, does not read them."""
-    return fault.code in _REFUSALS and _IMAGES.search(fault.detail) is not None
