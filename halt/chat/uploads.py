@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, Protocol
 
 from halt.config import data_dir
 from halt.config.settings import Config
 from halt.errors import RequestError, StoreUnavailable, TooLarge
 from halt.files.facts import Facts
+from halt.files.faults import ReadersBusy
 from halt.files.names import clean_name
-from halt.files.readers import UNPACKED_MAX, Readers, temporary_file
+from halt.files.readers import BUSY_RETRY_AFTER, UNPACKED_MAX, Readers, temporary_file
 from halt.store.files import Files
 from halt.store.models import StoredFile
 
 PIECE = 1 << 18  # bytes that are received at a time
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+RECEIVED_MAX = 32  # requests with files at once: each holds a thread of the server
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Source(Protocol):
@@ -45,6 +49,20 @@ class Uploads:
         self._config = config
         self._files = files
         self._readers = make_readers()
+        self._places = threading.Semaphore(RECEIVED_MAX)
+
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Context manager: a request with files is received. Raises ReadersBusy."""
+        if not self._places.acquire(blocking=False):
+            raise ReadersBusy(
+                f"Too many files are being uploaded. Try again in {BUSY_RETRY_AFTER:g} s.",
+                retry_after=BUSY_RETRY_AFTER,
+            )
+        try:
+            yield
+        finally:
+            self._places.release()
 
     def take(self, owner: str, name: str, source: Source, size: int | None = None) -> Uploaded:
         """Receive a file, read it, and keep it. After any error nothing of it is left.
@@ -84,7 +102,7 @@ class Uploads:
                     max_bytes=config.max_person_bytes,
                 )
         except OSError as exc:
-            if exc.errno in _FULL:
+            if exc.errno in DISK_FULL:
                 raise StoreUnavailable(
                     f"{name}: The disk is full. The file was not kept.", "the disk is full"
                 ) from exc

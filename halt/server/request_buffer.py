@@ -20,6 +20,9 @@ HEAD_MAX = 65_536  # bytes of a head; a longer one is given to a thread incomple
 #: longer body, or refuses it before it has arrived.
 BODY_MAX = 16_777_216
 SHORT_BODY_MAX = 65_536  # the same for classes whose requests have no text
+#: The same for files, which may be long: a thread reads the rest of a file whose client has sent
+#: this much. So a client that sends slowly holds no thread.
+FILE_BODY_MAX = 1_048_576
 LENGTH_DIGITS = 15  # of a Content-Length; a longer number is not parsed
 
 
@@ -35,7 +38,7 @@ class Kind(Enum):
         auto()
     )  # lasts as long as a generation, or as its client reads; counted in HALT_MAX_STREAMS
     SOCKET = auto()  # a WebSocket
-    UPLOAD = auto()  # has a body that a thread reads as it arrives: long ones, and files
+    UPLOAD = auto()  # has a body whose rest a thread reads as it arrives: long ones, and files
 
     @property
     def is_short(self) -> bool:
@@ -123,6 +126,7 @@ class RequestBuffer:
         self._data = bytearray(data)
         self._searched = 0  # first bytes, which hold no end of a head
         self._length: int | None = None  # bytes of the whole request, once known
+        self._enough = 0  # bytes with which it is ready, at most `_length`
         self._chunks: Framing | None = None  # the parser of a chunked body
         self._is_ready = False
 
@@ -141,7 +145,7 @@ class RequestBuffer:
         if self._chunks is not None:
             self._feed_chunks(data)
         elif self._length is not None:
-            self._is_ready = len(self._data) >= self._length
+            self._is_ready = len(self._data) >= self._enough
         else:
             self._find_head()
         return self._is_ready
@@ -182,9 +186,6 @@ class RequestBuffer:
         # The server skips one empty line before a request.
         line = head.removeprefix(b"\r\n").partition(b"\r\n")[0]
         self.kind = kind_of(line)
-        if self.kind is Kind.UPLOAD:
-            self._is_ready = True
-            return
         lengths, codings = _LENGTH.findall(head), _codings(head)
         if not lengths and not codings:
             self._length = end
@@ -193,11 +194,13 @@ class RequestBuffer:
             self._chunks = Framing({b"transfer-encoding": b"chunked"}, 200)
             self._feed_chunks(bytes(self._data[end:]))
         elif len(lengths) == 1 and not codings and (digits := lengths[0].strip(b" \t")).isdigit():
-            if len(digits) > LENGTH_DIGITS or int(digits) > self._body_max:
+            is_file = self.kind is Kind.UPLOAD
+            if len(digits) > LENGTH_DIGITS or (not is_file and int(digits) > self._body_max):
                 self._leave_to_thread()
                 return
             self._length = end + int(digits)
-            self._is_ready = len(self._data) >= self._length
+            self._enough = end + min(int(digits), self._body_max)
+            self._is_ready = len(self._data) >= self._enough
         else:
             self._is_ready = True
         if not self._is_ready and not line.endswith(b"HTTP/1.0"):  # which has no `100 Continue`
@@ -219,6 +222,8 @@ class RequestBuffer:
 
     @property
     def _body_max(self) -> int:
+        if self.kind is Kind.UPLOAD:
+            return FILE_BODY_MAX
         limit = self._text_body_max
         return min(limit, SHORT_BODY_MAX) if self.kind in _WITHOUT_TEXT else limit
 

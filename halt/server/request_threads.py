@@ -64,7 +64,7 @@ class RequestThreads(ThreadWorker):  # type: ignore[misc]
                 request, is_all=conn.kind is not Kind.UPLOAD, after_request=after_request
             )
             if conn.kind is Kind.UPLOAD:
-                conn.sock.begin_body(len(request))
+                conn.sock.begin_body()
         try:
             return super().handle(conn)
         finally:

@@ -25,7 +25,7 @@ THREADS_MAX = {
     Kind.QUICK: 16,
     Kind.PAGE: 3,
     Kind.MODELS: 16,
-    Kind.UPLOAD: 8,
+    Kind.UPLOAD: 16,
 }
 
 logger = logging.getLogger(__name__)

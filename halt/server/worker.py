@@ -7,7 +7,8 @@ that does not wait for a client:
 
 - The main loop reads a request, however slowly it arrives, then gives it to a thread of the
   request's class (`halt.server.request_buffer`, `halt.server.thread_pools`). The rest of a body of
-  more than BODY_MAX bytes is read by a thread of the class UPLOAD.
+  more than BODY_MAX bytes, of a file more than FILE_BODY_MAX, is read by a thread of the class
+  UPLOAD.
 - The rest of a complete response, which the client has not read yet, is sent by the main loop.
 - After the last response of a connection the client has time to close; bytes that it sends are
   dropped. If the server closed a connection with unread bytes, the client's system would drop the

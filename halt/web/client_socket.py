@@ -46,10 +46,10 @@ class ClientSocket(socket.socket):
         for which in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             self.setsockopt(socket.SOL_SOCKET, which, value)
 
-    def begin_body(self, received: int) -> None:
-        """Start the deadline of a body that a thread reads; `received` bytes of it are here."""
+    def begin_body(self) -> None:
+        """Start the deadline of the rest of a body, which a thread reads."""
         self._body_began = time.monotonic()
-        self._received = received
+        self._received = 0
 
     def end_body(self) -> None:
         """Cancel the deadline of the body."""

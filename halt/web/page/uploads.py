@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -9,12 +10,12 @@ from urllib.parse import quote
 
 from flask import Blueprint, Flask, Response, abort, request
 from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 from werkzeug.wsgi import ClosingIterator
 
-from halt.chat.uploads import Uploaded
+from halt.chat.uploads import DISK_FULL, Uploaded
 from halt.core.decoding import is_id
-from halt.errors import RequestError, TooLarge
+from halt.errors import RequestError, StoreUnavailable, TooLarge
 from halt.files.facts import Role
 from halt.files.names import clean_name
 from halt.store.models import StoredFile
@@ -34,14 +35,30 @@ blueprint = Blueprint("files", __name__)
 def upload() -> tuple[dict[str, object], int]:
     """Take a file, which is the body; its name is the parameter `name`."""
     request.max_content_length = sys.maxsize  # `take` has the limit, and names the file
-    with services().generations.readers.place():  # a large file may take long to arrive
-        try:
-            uploaded = services().uploads.take(
-                owner(), request.args.get("name", ""), request.stream, request.content_length
-            )
-        except ParseException as exc:
-            raise RequestError("The body's chunks are malformed.", field="body") from exc
+    uploads = services().uploads
+    with uploads.receiving():
+        name, size = request.args.get("name", ""), request.content_length
+        uploaded = uploads.take(owner(), name, _Body(), size)
     return as_json(uploaded), 201
+
+
+class _Body:
+    """The body of the request. Where it breaks off, `read` raises RequestError."""
+
+    def read(self, size: int, /) -> bytes:
+        with _breaks_off():
+            return request.stream.read(size)
+
+
+@contextlib.contextmanager
+def _breaks_off() -> Iterator[None]:
+    """Context manager: a client that leaves, is too slow, or sends malformed chunks."""
+    try:
+        yield
+    except (OSError, ParseException, ClientDisconnected) as exc:
+        if isinstance(exc, OSError) and exc.errno in DISK_FULL:  # of a form, which is spooled
+            raise StoreUnavailable("The disk is full.", "the disk is full") from exc
+        raise RequestError("The upload broke off.", field="body") from exc
 
 
 def as_json(uploaded: Uploaded) -> dict[str, object]:
@@ -65,14 +82,15 @@ def send_with_files(conversation_id: str) -> Response:
     config = services().config
     limit = config.max_files * config.max_file_bytes + FORM_MORE
     request.max_content_length, request.max_form_memory_size = limit, FORM_MORE
-    with services().generations.readers.place():
+    uploads = services().uploads
+    with uploads.receiving():
         try:
-            chosen = [file for file in request.files.getlist("files") if file.filename]
+            with _breaks_off():
+                chosen = [file for file in request.files.getlist("files") if file.filename]
         except RequestEntityTooLarge:
             raise TooLarge(f"The files have more than {limit:,} bytes.", field="files") from None
         if len(chosen) > config.max_files:
             raise RequestError(f"A message has at most {config.max_files} files.", field="files")
-        uploads = services().uploads
         taken = [uploads.take(owner(), file.filename or "", file.stream) for file in chosen]
     return start(conversation_id, [(file.file.hash, file.name) for file in taken])
 

@@ -6,7 +6,14 @@ import time
 
 import pytest
 
-from halt.server.request_buffer import BODY_MAX, HEAD_MAX, Kind, RequestBuffer, kind_of
+from halt.server.request_buffer import (
+    BODY_MAX,
+    FILE_BODY_MAX,
+    HEAD_MAX,
+    Kind,
+    RequestBuffer,
+    kind_of,
+)
 
 BODY = b'{"messages":[]}'
 POST = b"POST /chat/stream HTTP/1.1\r\nHost: localhost\r\n"
@@ -106,6 +113,35 @@ def test_long_body_is_an_upload() -> None:
         assert incoming.kind is Kind.UPLOAD
         assert not incoming.is_whole
         assert incoming.take() == long
+
+
+@pytest.mark.parametrize("size", [0, 5, FILE_BODY_MAX, FILE_BODY_MAX + 1, 10**12])
+def test_thread_gets_a_file_when_much_of_it_is_here(size: int) -> None:
+    """So a client that sends a file slowly holds no thread; a short file is whole by then."""
+    head = b"POST /files?name=a HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size
+    body = bytes(min(size, FILE_BODY_MAX))
+    incoming = RequestBuffer(body_max=1024)
+    if body:
+        assert not incoming.feed(head + body[:-1])
+        assert incoming.feed(body[-1:])
+    else:
+        assert incoming.feed(head)
+    assert incoming.kind is Kind.UPLOAD
+    assert incoming.is_whole == (size <= FILE_BODY_MAX)
+    assert incoming.take() == head + body
+
+
+def test_thread_gets_a_file_of_unknown_length_when_much_of_it_is_here() -> None:
+    """As one with a length."""
+    head = b"POST /files?name=a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    incoming = RequestBuffer()
+    assert not incoming.feed(head + b"%x\r\n" % (2 * FILE_BODY_MAX))
+    assert not incoming.feed(bytes(FILE_BODY_MAX - 200))
+    assert incoming.feed(bytes(1000))
+    assert not incoming.is_whole
+    incoming = RequestBuffer()
+    assert incoming.feed(head + b"5\r\nabcde\r\n0\r\n\r\n")
+    assert incoming.is_whole
 
 
 def test_expect_100_continue_is_reported_until_the_body_comes() -> None:
