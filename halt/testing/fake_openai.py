@@ -36,7 +36,7 @@ from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
 from halt.testing.dialects import AzureReply, MessagesReply, model_list
-from halt.testing.scenarios import SCENARIOS, choose, play
+from halt.testing.scenarios import LISTED, SCENARIOS, choose, play
 from halt.testing.wire import ClientGone, Pace, Peer, Record, Reply, ServerClosing, as_json
 from halt.testing.work import WorkReply
 
@@ -313,7 +313,7 @@ class FakeOpenAI:
                 if "anthropic-version" in reply.record.headers:
                     answer = model_list(SCENARIOS)
                 else:
-                    data = [{"id": name} | fixed for name in SCENARIOS]
+                    data = [{"id": name} | fixed | LISTED.get(name, {}) for name in SCENARIOS]
                     answer = {"object": "list", "data": data}
             case "GET", "/openai/models":
                 answer = {"object": "list", "data": [{"id": "gpt-4.1", "object": "model"}]}

@@ -17,6 +17,7 @@ from math import inf
 from typing import Any
 from urllib.parse import parse_qsl
 
+from halt.testing.attached import Attached, attached
 from halt.testing.shapes import SHAPES
 from halt.testing.wire import Framing, Pace, Reply, as_json
 
@@ -585,6 +586,67 @@ def asks_tools(reply: Reply, calls: int = 2, n: int = 0, late: int = 0) -> None:
     if late:
         reply.hold(inf)
         reply.end()
+
+
+# Images and files
+
+#: What the list of models says of these: all of them read images and PDFs.
+LISTED = {
+    name: {"architecture": {"input_modalities": ["text", "image", "file"]}}
+    for name in ("vision", "no_files")
+}
+
+#: Refusals of images, by the server.
+NO_IMAGES = {
+    "llamacpp": (
+        500,
+        "image input is not supported - hint: if this is unexpected, you may need to provide the "
+        "mmproj",
+    ),
+    "vllm": (400, "At most 0 image(s) may be provided in one prompt."),
+    "ollama": (400, "this model does not support image input"),
+    "lmstudio": (400, "Model does not support images. Please use a model that does."),
+    "openrouter": (404, "No endpoints found that support image input"),
+    "openai": (400, "Invalid content type. image_url is only supported by certain models."),
+}
+
+
+@scenario
+def vision(reply: Reply) -> None:
+    """Tells which images and files the request has, and the text of the last prompt."""
+    found = attached(reply.request)
+    sentences = [_listed(found, "image"), _listed(found, "file"), last_user_message(reply.request)]
+    reply.tokens(re.findall(r"\s*\S+", " ".join(filter(None, sentences))))
+    reply.finish()
+
+
+def _listed(found: list[Attached], kind: str) -> str:
+    """As in "2 images: image/png 64x48, image/jpeg 10x10."; "No images." without one."""
+    matching = [str(item) for item in found if item.kind == kind]
+    if not matching:
+        return "No images." if kind == "image" else ""
+    return f"{len(matching)} {kind}{'s' * (len(matching) > 1)}: {', '.join(matching)}."
+
+
+@scenario
+def no_images(reply: Reply, style: str = "llamacpp") -> None:
+    """Refuses images as llamacpp, vllm, ollama, lmstudio, openrouter or openai; reads files."""
+    if style not in NO_IMAGES:
+        reply.error(400, f"fake no_images: no such style: {style}")
+    elif any(item.kind == "image" for item in attached(reply.request)):
+        reply.error(*NO_IMAGES[style])
+    else:
+        vision(reply)
+
+
+@scenario
+def no_files(reply: Reply, status: int = 400) -> None:
+    """Refuses PDFs, though the list of models says that it reads them; reads images."""
+    if any(item.kind == "file" for item in attached(reply.request)):
+        message = "Invalid value: 'file'. Supported values are: 'text', 'image_url'."
+        reply.error(status, message, param="messages[0].content[0].type")
+    else:
+        vision(reply)
 
 
 # Answers in other framings

@@ -1,6 +1,8 @@
 """The fake upstream: what it sends, what it records, and that it always ends."""
 
+import base64
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -15,8 +17,9 @@ import openai
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI, Record, scenarios
-from halt.testing.scenarios import MARKDOWN, STATUS_ERRORS, WIDE
+from halt.testing.scenarios import MARKDOWN, NO_IMAGES, STATUS_ERRORS, WIDE
 from halt.testing.wire import Peer
+from tests.support.files import image
 from tests.support.waiting import wait_until
 
 SOON = 30.0  # seconds after which a wait has failed; a loaded machine may take most of it
@@ -478,6 +481,48 @@ def test_program_serves_its_log_and_release_over_http() -> None:
 def call(url: str, method: str = "GET") -> Any:
     with urlopen(Request(url, method=method), timeout=SOON) as response:
         return json.load(response)
+
+
+def parts(*more: dict[str, Any]) -> Any:
+    """A message with an image of 40 x 30 pixels, these parts, and a text."""
+    url = "data:image/png;base64," + base64.b64encode(image(40, 30)).decode()
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    return [{"role": "user", "content": [picture, *more, {"type": "text", "text": "Look."}]}]
+
+
+PDF = {
+    "type": "file",
+    "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="},
+}
+
+
+def test_vision_tells_what_it_got(connect: Connect) -> None:
+    """The answer has the images with their pixels, the files, and the prompt."""
+    create = connect().chat.completions.create
+    answer = create(model="vision", messages=parts(PDF)).choices[0].message.content
+    assert answer == "1 image: image/png 40x30. 1 file: application/pdf a.pdf 5 bytes. Look."
+    assert stream_text(connect(), "vision", "Look.") == "No images. Look."
+
+
+@pytest.mark.parametrize(("style", "error"), NO_IMAGES.items())
+def test_no_images_refuses_as_a_server_does(
+    connect: Connect, style: str, error: tuple[int, str]
+) -> None:
+    """It refuses with the words of a server, and answers without an image."""
+    status, words = error
+    with pytest.raises(openai.APIStatusError, match=re.escape(words)) as refusal:
+        connect().chat.completions.create(model=f"no_images?style={style}", messages=parts())
+    assert refusal.value.status_code == status
+    assert stream_text(connect(), f"no_images?style={style}", "Hm") == "No images. Hm"
+
+
+def test_no_files_refuses_a_file_alone(connect: Connect) -> None:
+    """It reads the same message without the file."""
+    create = connect().chat.completions.create
+    with pytest.raises(openai.BadRequestError, match="Invalid value: 'file'"):
+        create(model="no_files", messages=parts(PDF))
+    answer = create(model="no_files", messages=parts()).choices[0].message.content
+    assert answer == "1 image: image/png 40x30. Look."
 
 
 def test_record_repr_shows_its_state(fake: FakeOpenAI, connect: Connect) -> None:
