@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask
 
 from halt.assets import STATIC, TEMPLATES
+from halt.chat.answer_pictures import AnswerPictures
 from halt.chat.builtin_tools import BUILTIN_TOOLS
 from halt.chat.presets import Presets
 from halt.chat.prompts import Prompts
@@ -50,10 +51,11 @@ from halt.store.store import Store
 from halt.store.writer import StoreWriter
 from halt.web import cors, identity, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
-from halt.web.page import account, endings, oidc, sidebar, times, uploads
+from halt.web.page import account, endings, oidc, sidebar, times
 from halt.web.page import providers as providers_page
 from halt.web.page import routes as pages
 from halt.web.page import settings as page_settings
+from halt.web.page import uploads as uploads_page
 from halt.web.page.stop import stop_fragment
 from halt.web.rate_limits import RateLimits
 from halt.web.request_ids import RequestContext, add_to_log
@@ -131,7 +133,7 @@ def create_app(
     known = _known(settings, store, workers)
     generations.readers.credential = identity.reader_credential
     toolbox = Toolbox([*(BUILTIN_TOOLS[name] for name in settings.tools), *tools])
-    catalog = Catalog(providers, discovery)
+    catalog, uploads = Catalog(providers, discovery), Uploads(settings, store.files)
     app.session_interface = sessions = Sessions(settings)
     app.extensions["halt"] = Services(
         config=settings,
@@ -157,6 +159,7 @@ def create_app(
             count_starts,
             catalog.require_model,
             catalog.abilities_of,
+            AnswerPictures(store.pictures, uploads),
         ),
         prompts=Prompts(store.named_prompts, read_prompts(settings)),
         presets=Presets(store.presets),
@@ -166,7 +169,7 @@ def create_app(
         tools=toolbox,
         titles=titles,
         renderer=Renderer(),
-        uploads=Uploads(settings, store.files),
+        uploads=uploads,
         sessions=sessions,
         rate_limits=(
             RateLimits(settings) if settings.rate_session or settings.rate_address else None
@@ -179,7 +182,7 @@ def create_app(
     app.register_blueprint(pages.blueprint)
     if mode == "oidc":
         app.register_blueprint(oidc.blueprint)
-    for part in (sidebar, page_settings, account, providers_page, uploads, times):
+    for part in (sidebar, page_settings, account, providers_page, uploads_page, times):
         part.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(text.blueprint)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
+from halt.chat.answer_pictures import AnswerPictures
 from halt.chat.file_contents import MARGIN, FileContents, check_limits
 from halt.chat.progress import AnswerProgress
 from halt.chat.titles import Titles
@@ -75,6 +76,7 @@ class ChatService:
     require_model: Callable[[], None]
     #: What is known of a model, "" for the default one.
     abilities: Callable[[str], Abilities]
+    pictures: AnswerPictures
     answer_progress: AnswerProgress = field(default_factory=AnswerProgress)
 
     def system_prompt(self, model: str | None = "", conversation_prompt: str | None = None) -> str:
@@ -210,7 +212,7 @@ class ChatService:
     ) -> Conversation:
         """Add a version of an answer to this prompt with a checked text of the user.
 
-        `stream_id` names the answer. The text may have labels of `data_urls.replace` for pictures.
+        `stream_id` names the answer. The text may have labels of `data_urls.labelled` for pictures.
         Raises Busy, UnknownConversation.
         """
         exchange = self._exchange(conversation_id, owner, prompt_id)
@@ -225,6 +227,29 @@ class ChatService:
                     self.store.turns.edit_answer, conversation_id, owner, answer.answer_id, text
                 )
         raise UnknownConversation("This answer is no longer in the conversation. Reload the page.")
+
+    def answer_with_pictures(
+        self, owner: str, stream_id: str, message_id: int | None, timeout: float
+    ) -> tuple[Exchange, bool] | None:
+        """An answer that has ended, after its pictures are kept; None if it is not shown.
+
+        False: they are not after `timeout` seconds. `message_id`: of an answer that no generation
+        wrote.
+        """
+        until = now() + timeout
+        self.store_writer.wait_written(StreamKey(owner, stream_id), timeout)
+        place = self.store.pictures.place(owner, stream_id, message_id)
+        if place is None:
+            return None
+        conversation_id, answer_id = place
+        self.pictures.look(owner, answer_id)
+        is_over = self.pictures.wait(owner, answer_id, max(0.0, until - now()))
+        part = self.store.conversations.get(conversation_id, owner, around=answer_id, limit=1)
+        for exchange in part.exchanges:
+            for answer in exchange.candidates:
+                if answer.answer_id == answer_id and answer.ended is not None:
+                    return answer, is_over
+        return None
 
     def show_version(self, conversation_id: str, owner: str, message_id: int) -> Conversation:
         """Switch to another version of a prompt or an answer; the conversation continues there."""
@@ -370,11 +395,15 @@ class ChatService:
         """Start the run of one answer. Raises what `GenerationService.start` raises."""
         exchange, progress = conversation.exchanges[-1], self.answer_progress
 
+        def saved(run: Run) -> bool:
+            return self.store_writer.wait_written(run.key, WRITE_WAIT)
+
         def on_end(run: Run) -> None:
             end, tokens = run.log.ended, None
             if isinstance(end, Done) and end.finish_reason == "stop" and not run.prefix:
                 tokens = end.metrics.tokens
             progress.end(run.key, answer.requested_model, tokens)
+            self.pictures.on_end(run, answer.answer_id, lambda: saved(run))
             if answer is exchange and not conversation.has_earlier and not conversation.is_named:
                 model_name = answer.requested_model or None
                 text = run.answer()[1]
@@ -383,7 +412,7 @@ class ChatService:
                 )
 
         def on_usage(run: Run, usage: dict[str, Any]) -> None:
-            if self.store_writer.wait_written(run.key, WRITE_WAIT):
+            if saved(run):
                 self.store.generations.count(run.key, usage)
 
         key = StreamKey(conversation.owner, answer.stream_id)

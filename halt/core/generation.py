@@ -142,6 +142,10 @@ class Generation:
                 texts[after:number] = [""] * (number - after)
         return texts
 
+    def texts_after(self, after: int) -> list[str]:
+        """The text of each event after number `after`, also of text that was reasoning."""
+        return self._parts[after:]
+
     def newest_texts(self, limit: int) -> Iterator[str]:
         """The texts of at most `limit` events after the reasoning, the newest first.
 

@@ -1,6 +1,8 @@
 """Appends a provider's events to the log of a run, within length limits.
 
-Notes that the model copied (`halt.core.notes`) are left out.
+Notes that the model copied (`halt.core.notes`) are left out. The data of pictures in the text is no
+text: it counts as other fields do. It is counted when the limit of the text is reached, so that a
+token of plain text costs nothing more.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from halt.core.notes import LINE_END, NoteFilter, are_discussed
 from halt.core.relay import Relay, Timer, contained
 from halt.core.request import Part
 from halt.errors import UpstreamError
+from halt.rendering.data_urls import DataUrlFilter
 
 #: Seconds of silence after which held text is shown. Shorter than every limit of silence.
 HOLD_MAX = 2.0
@@ -68,6 +71,11 @@ class Intake:
         self._size = 0  # characters of all events: text, reasoning, calls, results
         self._received = 0  # characters that arrived, shown or not, and characters of results
         self._extra_size = 0  # characters of other fields: pictures, sources
+        #: From the first time that the limit was reached: what finds the data of pictures, the
+        #: events that it has, and the characters of data so far.
+        self._data_filter: DataUrlFilter | None = None
+        self._filtered = 0
+        self._data_size = 0
 
     # --- one read ---------------------------------------------------------------------------------
 
@@ -81,8 +89,8 @@ class Intake:
             if not self._add(part):
                 return False
         if self._size > self._most or self._received > self._most:
-            raise self._too_long()
-        if self._extra_size > EXTRA_MAX:
+            self._check_text()
+        if self._extra_size + self._data_size > EXTRA_MAX:
             hint = f"Its pictures and other fields have over {EXTRA_MAX:,} characters."
             raise UpstreamError("answer_too_long", hint=hint)
         if part.ended:
@@ -143,6 +151,17 @@ class Intake:
             if self._keeps_calls:
                 self.calls.append(event)
         return event
+
+    def _check_text(self) -> None:
+        """Raise UpstreamError if the text is over its limit without the data of its pictures."""
+        if self._data_filter is None:
+            self._data_filter = DataUrlFilter()
+        texts = self._live.texts_after(self._filtered)
+        self._filtered += len(texts)
+        text = "".join(texts)
+        self._data_size += len(text) - len(self._data_filter.feed(text))
+        if max(self._size, self._received) - self._data_size > self._most:
+            raise self._too_long()
 
     def _too_long(self) -> UpstreamError:
         """The fault of an answer over its limit. Held and dropped text counts too.
@@ -208,7 +227,7 @@ class Intake:
         self._size += len(result.result)
         self._received += len(result.result)
         if self._size > self._most or self._received > self._most:
-            raise self._too_long()
+            self._check_text()
         self._meter.note_tool_activity()
         self._record_text("", self._meter.last_at)
         return self._append(result)

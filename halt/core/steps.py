@@ -29,7 +29,8 @@ from halt.rendering.data_urls import decoded_size, label_of
 
 STEPS_MAX = 100  # steps of one answer
 STEP_CHARS_MAX = 200_000  # characters in all steps of one answer, without its pictures
-PICTURE_CHARS_MAX = 8_000_000  # characters of picture data; a picture beyond keeps its label alone
+PICTURE_CHARS_MAX = 12_000_000  # characters of picture data; a picture beyond keeps its label alone
+_MOST = f"{decoded_size(PICTURE_CHARS_MAX) // 1_000_000} MB"
 SOURCES_MAX = 200  # sources of one answer
 CUT = "\n[cut off here]"
 
@@ -218,6 +219,8 @@ class StepStream:
         self._picture_chars_left -= len(picture.url)
         if self._picture_chars_left >= 0:
             step.result = picture.url
+        else:
+            step.pieces.append(f". Not kept: the pictures of an answer have at most {_MOST}.")
 
     def _call(self, number: int, event: ToolCall, at: float) -> None:
         """Take a complete call. Its arguments are added already where it came in pieces."""

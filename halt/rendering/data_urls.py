@@ -3,9 +3,10 @@
     ![a cat](data:image/png;base64,...)   [Picture (PNG, 450 kB): a cat]
     data:audio/mpeg;base64,...            data:audio/mpeg;base64,[Audio (MPEG, 1.2 MB)]
 
-The event log and the store keep the answer unchanged. The page, the terminal and copied text have
-the label, since a megabyte of base64 is of no use to a reader and too slow to draw. In messages for
-the model the label is `[picture]`.
+The event log keeps the answer unchanged, as does the store until its pictures are kept as files
+(`halt.rendering.pictures`). The page, the terminal and copied text have the label, since a megabyte
+of base64 is of no use to a reader and too slow to draw. In messages for the model the label is
+`[picture]`.
 
 In code, only data longer than CODE_MAX is replaced.
 """
@@ -29,6 +30,9 @@ _IMAGE_SO_FAR = re.compile(
     re.IGNORECASE,
 )
 _URL = re.compile(rf"data:{_TYPE}(?<=;base64),", re.IGNORECASE)
+#: A picture that is kept as a file of the person: its alt text, and its hash.
+STORED = re.compile(r"!\[([^\[\]\n]{0,300})\]\(/files/([0-9a-f]{64})\)")
+_PICTURE = re.compile(f"{_IMAGE.pattern}|{STORED.pattern}", re.IGNORECASE)
 RESTORED_MAX = 100  # pictures of one answer
 URL_MAX = 400  # characters of a data: URL before its data
 _BASE64 = re.compile(r"[A-Za-z0-9+/=_%-]*")
@@ -46,30 +50,57 @@ def replace(text: str) -> str:
     return _filtered(text, DataUrlFilter())
 
 
+def labelled(text: str) -> str:
+    """A whole text with labels in place of its data: URLs and its stored pictures."""
+    return STORED.sub(lambda match: _stored_label(match[1]), replace(text))
+
+
 def replace_for_model(text: str) -> str:
     """A whole text with the short labels for models, such as `[picture]`."""
-    return _filtered(text, DataUrlFilter(for_model=True))
+    return STORED.sub("[picture]", _filtered(text, DataUrlFilter(for_model=True)))
 
 
 def restored(text: str, original: str) -> str:
-    """A text that was edited from `replace(original)`, with its pictures' data in place again.
+    """A text that was edited from `labelled(original)`, with its pictures in place again.
 
-    A picture whose label the user has changed or removed is not in the result; so is one after
-    RESTORED_MAX others.
+    Also one that was edited before the pictures of `original` were stored. A picture whose label
+    the user has changed or removed is not in the result; so is one after RESTORED_MAX others.
     """
     at = 0
     for _ in range(RESTORED_MAX):
-        match = _IMAGE.search(original, at)
+        match = _PICTURE.search(original, at)
         if match is None:
             break
+        if stored := STORED.match(original, match.start()):
+            at = stored.end()
+            if label := re.search(_label_pattern(stored[1]), text):
+                text = text[: label.start()] + stored[0] + text[label.end() :]
+            continue
         data = _BASE64 if match[3].lower().endswith(";base64") else _QUOTED
         at = _end_of(data, original, match.end())
         at = _end_of(_AFTER, original, at)
         picture = original[match.start() : at]
-        label = replace(picture).strip()
-        if label and label != picture:
-            text = text.replace(label, picture, 1)
+        exact_label = replace(picture).strip()
+        if exact_label and exact_label != picture:
+            text = text.replace(exact_label, picture, 1)
     return text
+
+
+def _stored_label(alt: str) -> str:
+    """The label of a picture that is stored, without its format and size."""
+    return f"[Picture{_of_alt(alt, 'picture')}]"
+
+
+def _label_pattern(alt: str) -> str:
+    """The pattern of a stored picture's label, and of its label before it was stored."""
+    head = r"(?:data:image/[a-z0-9.+-]{1,60};base64,)?"  # of one that was no Markdown
+    return rf"{head}\[Picture(?: \([^()\n]{{1,60}}\))?{re.escape(_of_alt(alt, 'picture'))}\]"
+
+
+def _of_alt(alt: str, kind: str) -> str:
+    """The end of a label: the alt text, "" for one that says no more than the kind."""
+    alt = alt.strip()
+    return f": {alt}" if alt and alt.lower() not in {"image", "picture", kind} else ""
 
 
 def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:
@@ -301,10 +332,8 @@ class DataUrlFilter:
                 if self._label_begun
                 else f"[{label_of(self._media_type, size)}"
             )
-            alt = self._alt.strip()
-            generic_alts = {"image", "picture", _kind(self._media_type).lower()}
-            has_alt = alt and alt.lower() not in generic_alts
-            out.append(f"{label}{f': {alt}' if has_alt else ''}]")
+            alt = _of_alt(self._alt, _kind(self._media_type).lower())
+            out.append(f"{label}{alt}]")
         if self._source:  # an image gets its own line, unless it stands within one
             self._separator = " " if before.strip() else "\n"
         self._line_start, self._line_end = self._line_start + "!", "!"  # the line is not empty

@@ -7,7 +7,8 @@ link, a footnote, an item that makes a list loose), so the page replaces them by
 when the answer has ended.
 
 The text is untrusted. Raw HTML stays text, except the tags of `halt.rendering.grammar.tags` and
-`halt.rendering.grammar.details`; an image becomes a link (nothing is loaded), and nh3 removes
+`halt.rendering.grammar.details`; an image becomes a link (nothing is loaded; one that is kept here
+becomes a mark), and nh3 removes
 everything that is not listed in `halt.rendering.sanitizing`; style attributes are never allowed.
 Identifiers come from footnotes alone. data: URLs are replaced by labels (see
 `halt.rendering.data_urls`).

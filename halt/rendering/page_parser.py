@@ -26,6 +26,8 @@ from halt.rendering.streaming.blocks import TABLE, TABLE_END
 NESTING_MAX = 20  # levels of quotes, lists and links; the parser's time is proportional to them
 HEAD_MAX = 16  # characters of a column's head that is kept in one line
 NARROW = 24  # signs of a formula that fit into a phone's width
+#: The address of a picture that is kept here.
+_STORED = re.compile("/files/([0-9a-f]{64})")
 MATH_TAG = re.compile(r"<[^<>]*+>")
 
 
@@ -53,12 +55,15 @@ def _escaped(token: Token) -> str:
 def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
     """The tokens with each image as a link named by its alt text; in a link, as its alt text.
 
-    A link to nowhere is its text.
+    A link to nowhere is its text. A picture that is kept here becomes a mark, which the page
+    replaces if the picture belongs to the answer.
     """
     in_link, leads_on = 0, True
     for token in tokens:
         if token.type in ("link_open", "link_close"):
-            leads_on = leads_on if token.nesting < 0 else bool(token.attrs.get("href"))
+            if token.nesting > 0:
+                href = str(token.attrs.get("href", ""))
+                leads_on = bool(href) and not _STORED.fullmatch(href)
             if not leads_on:
                 continue
             in_link += token.nesting
@@ -66,10 +71,15 @@ def _without_images(tokens: Sequence[Token]) -> Iterator[Token]:
             yield token
             continue
         source = str(token.attrs.get("src", ""))
+        if (stored := _STORED.fullmatch(source)) and not in_link:
+            alt = _plain(token.children or ())
+            yield Token("stored_picture", "span", 0, content=alt, attrs={"data-file": stored[1]})
+            continue
         is_linked = bool(source) and not in_link
         if is_linked:
             yield Token("link_open", "a", 1, attrs={"href": source})
-        yield Token("text", "", 0, content=_plain(token.children or ()) or source or "image")
+        address = "" if stored else source
+        yield Token("text", "", 0, content=_plain(token.children or ()) or address or "image")
         if is_linked:
             yield Token("link_close", "a", -1)
 
@@ -143,6 +153,12 @@ def _checkbox(token: Token) -> str:
     return f'<input type="checkbox" disabled{checked} aria-label="Done"> '
 
 
+def _stored_picture(token: Token) -> str:
+    """A mark with the alt text; see `halt.web.page.answer_pictures`."""
+    words = html.escape(token.content) or "Picture"
+    return f'<span data-file="{token.attrs["data-file"]}">{words}</span>'
+
+
 def _formula(token: Token) -> str:
     """A formula as MathML, or as its source. A wide one scrolls, which the keyboard may do, too."""
     tex, is_display = unmarked(token.content)
@@ -159,8 +175,8 @@ def _formula(token: Token) -> str:
 def _parser() -> MarkdownIt:
     parser = answer_parser(maxNesting=NESTING_MAX)
     parser.core.ruler.push("adapt", _adapt)
-    # No relative links: they would point into this application.
-    web = re.compile(r"(?:https?://|mailto:)", re.IGNORECASE)
+    # No relative links: they would point into this application. `_adapt` removes links to pictures.
+    web = re.compile(rf"https?://|mailto:|(?-i:{_STORED.pattern})\Z", re.IGNORECASE)
     parser.validateLink = lambda url: bool(web.match(url))  # type: ignore[method-assign]
     parser.add_render_rule("fence", _code)
     parser.add_render_rule("code_block", _code)
@@ -168,6 +184,7 @@ def _parser() -> MarkdownIt:
     parser.add_render_rule(
         "code_inline", lambda _, tokens, at, *__: f"<code>{_escaped(tokens[at])}</code>"
     )
+    parser.add_render_rule("stored_picture", lambda _, tokens, at, *__: _stored_picture(tokens[at]))
     parser.add_render_rule("formula", lambda _, tokens, at, *__: _formula(tokens[at]))
     parser.add_render_rule("list_item_open", _list_item)
     parser.add_render_rule("checkbox", lambda _, tokens, at, *__: _checkbox(tokens[at]))

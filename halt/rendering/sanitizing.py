@@ -53,6 +53,7 @@ def cleaner(
             "a": {"href", "title"},
             "div": {"data-name"},
             "ol": {"start"},
+            "span": {"data-file"},  # a picture that is kept here
             **{tag: set(names.split()) for tag, names in MATH.items() if names},
         },
         tag_attribute_values={

@@ -12,6 +12,7 @@ from halt.store.models import NamedPrompt, Preset
 from halt.store.named_rows import NamedRows
 from halt.store.owners import Owners
 from halt.store.people import People
+from halt.store.pictures import Pictures
 from halt.store.search import Search
 from halt.store.sign_ins import SignIns
 from halt.store.tables import named_prompts, presets
@@ -45,6 +46,7 @@ class Store:
         self.accounts = AccountRows(database)
         self.connected = ConnectedRows(database)
         self.files = Files(database)
+        self.pictures = Pictures(database)
         self.presets = NamedRows(database, presets, Preset, PRESETS_MAX, "presets")
 
     def close(self) -> None:

@@ -6,9 +6,13 @@ line of the docstring is printed in the list of scenarios. An unknown argument i
 so that a typing error in a test is noticed.
 """
 
+import base64
 import inspect
 import json
+import random
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain, zip_longest
@@ -552,6 +556,48 @@ def illustrated(reply: Reply, seconds: float = inf) -> None:
     chunk = reply.chunk_object({"content": "", "images": [picture]})
     reply.event(as_json(chunk | {"citations": ["https://a.example/one"]}))
     reply.hold(seconds)
+    reply.finish()
+
+
+def png(side: int) -> str:
+    """A PNG of noise in base64; a side of 100 pixels takes 40 kB."""
+    noise = random.Random(side)  # noqa: S311 - the same picture each time
+    rows = b"".join(b"\0" + noise.randbytes(3 * side) for _ in range(side))
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b""))
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        for kind, part in parts
+    )
+    return base64.b64encode(data).decode()
+
+
+@scenario
+def draws(
+    reply: Reply, side: int = 100, size: int = 400, until: int = 0, seconds: float = inf
+) -> None:
+    """A picture as a data: URL in the text, in pieces of `size` characters, between two lines.
+
+    With `until`: silence after so many characters of it.
+    """
+    data = png(side)
+    reply.tokens(["Here ", "it is:\n\n", "![a square](data:", "image/png;base64,"])
+    reply.tokens(pieces(data[:until] if until else data, size))
+    if until:
+        reply.hold(seconds)
+    else:
+        reply.tokens([")\n\n", "Do you like it?"])
+    reply.finish()
+
+
+@scenario
+def draws_beside(reply: Reply, side: int = 100, seconds: float = 0.0) -> None:
+    """A picture in a delta's `images`, as OpenRouter sends them, after a word; then a pause."""
+    reply.tokens(["Here you are."])
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png(side)}"}}
+    reply.event(as_json(reply.chunk_object({"content": "", "images": [picture]})))
+    if seconds:
+        reply.hold(seconds)
     reply.finish()
 
 

@@ -90,7 +90,9 @@ class Services:
             self.known.close(CLOSE_TIMEOUT)
         if self.oidc is not None:
             self.oidc.close()
-        for part in (self.generations, self.titles, self.uploads, self.store, self.renderer):
+        pictures, uploads = self.chat.pictures, self.uploads
+        parts = (self.generations, self.titles, pictures, uploads, self.store, self.renderer)
+        for part in parts:
             try:
                 part.close()
             except Exception:

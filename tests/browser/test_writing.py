@@ -9,8 +9,8 @@ from tests.browser.chat import Chat
 from tests.support.halt_server import new_id
 
 PNG = "iVBORw0KGgo/8Qz+"
-PICTURE = f"![a cat](data:image/png;base64,{PNG * 4_000})"
-LINE = "[Picture (PNG, 48 kB): a cat]"
+PICTURE = f"![a cat](data:image/tiff;base64,{PNG * 4_000})"  # of a kind that stays as it is
+LINE = "[Picture (TIFF, 48 kB): a cat]"
 
 #: Seconds of processor time that the page may use for the longest word. 0.25 are usual; without
 #: places for a line break (`breakable` in halt/rendering/open_text.py) it takes 1.2 to 3.

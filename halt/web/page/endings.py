@@ -69,7 +69,39 @@ def answer_ending(a: AnswerView) -> Markup:
     return Markup(  # noqa: S704 - escaped
         f'{_note(a)}<footer>\n<div class="actions">{_actions(a)}</div>\n'
         f"{versions_slot(a)}{_figures(a)}</footer>\n"
-        f'<template class="source">{escape(a.source)}</template>'
+        f'<template class="source">{escape(a.source)}</template>{pictures_slot(a)}'
+    )
+
+
+def pictures_slot(a: AnswerView, delay: str = "") -> Markup:
+    """The element that requests the answer's pictures, "" where none are awaited."""
+    if not a.pictures_address:
+        return Markup()
+    return Markup(  # noqa: S704 - escaped
+        f'<div id="pictures-{escape(a.id)}" hidden hx-get="{escape(a.pictures_address)}" '
+        f'hx-trigger="load{delay}" hx-swap="none"></div>'
+    )
+
+
+def pictures_slot_message(stream_id: str, slot: str) -> str:
+    """What replaces the element that requests an answer's pictures."""
+    target = f"#pictures-{escape(stream_id)}"
+    return f'<hx-partial hx-target="{target}" hx-swap="outerHTML">{slot}</hx-partial>'
+
+
+def pictures_messages(a: AnswerView) -> str:
+    """The parts of an answer that its pictures change."""
+    id_ = escape(a.id)
+    source = f'<template class="source">{escape(a.source)}</template>'
+    parts = (
+        (f"#done-{id_}", "outerHTML", f'<div id="done-{id_}">{a.patch.finished}</div>'),
+        (f"#earlier-below-{id_}", "innerHTML", ""),
+        (f"#below-{id_}", "innerHTML", below_html(a.below)),
+        (f"#a-{id_} > .source", "outerHTML", source),
+    )
+    return pictures_slot_message(a.id, "") + "".join(
+        f'<hx-partial hx-target="{target}" hx-swap="{swap}">{content}</hx-partial>'
+        for target, swap, content in parts
     )
 
 

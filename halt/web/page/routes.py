@@ -19,6 +19,7 @@ for path, view in (
     ("/models", models.models),
     ("/saving", streams.saving_status),
     ("/streams/<stream_id>/page", streams.stream),
+    ("/streams/<stream_id>/pictures", streams.pictures),
 ):
     blueprint.add_url_rule(path, view_func=view)
 

@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from markupsafe import Markup, escape
 
 from halt.core.steps import Step
+from halt.store.models import Attachment
+from halt.web.page.answer_pictures import image_at, picture_html
 
 UNFOLDED = 5  # sources that are shown before the others are unfolded
 HOST_MAX = 40  # characters of a host that surely fit into the line of an address
@@ -47,21 +49,24 @@ class Source:
 class BelowView:
     """What is below the text of an answer."""
 
-    pictures: tuple[tuple[str, str], ...] = ()  # pairs of text and address, which may be ""
+    #: Each with its words and its address, which may be "", or the picture.
+    pictures: tuple[tuple[str, str | Attachment], ...] = ()
     sources: tuple[Source, ...] = ()
     #: Whether a number in the text is the place of a source here. It is not if parts of a continued
     #: answer have lists of their own.
     is_numbered: bool = True
 
 
-def below_view(answer_steps: Sequence[Step]) -> BelowView:
-    """The pictures and sources of all parts of an answer."""
-    pictures: list[tuple[str, str]] = []
+def below_view(answer_steps: Sequence[Step], images: Sequence[Attachment] = ()) -> BelowView:
+    """The pictures and sources of all parts of an answer. `images`: its pictures that are kept."""
+    pictures: list[tuple[str, str | Attachment]] = []
     pairs: list[tuple[str, str]] = []
     is_numbered = True
     for step in answer_steps:
         if step.kind == "picture":
-            pictures.append((step.text, "" if step.result.startswith("data:") else step.result))
+            is_address = step.result.startswith(("http:", "https:"))
+            address = step.result if is_address else ""
+            pictures.append((step.text, image_at(step.result, images) or address))
         elif step.kind == "sources":
             part = [_url_and_title(line) for line in step.text.split("\n")]
             is_same = all(pair[0] == other[0] for pair, other in zip(pairs, part, strict=False))
@@ -112,8 +117,10 @@ def _ascii_label(label: str) -> str:
 def below_html(below: BelowView) -> Markup:
     """The pictures and sources as HTML."""
     parts = [
-        f'<p class="picture">[{_link(url, words) if url else escape(words)}]</p>'
-        for words, url in below.pictures
+        f"<p>{picture_html(at, words)}</p>"
+        if isinstance(at, Attachment)
+        else f'<p class="picture">[{_link(at, words) if at else escape(words)}]</p>'
+        for words, at in below.pictures
     ]
     if sources := below.sources:
         shown = len(sources) if len(sources) <= UNFOLDED + 1 else UNFOLDED

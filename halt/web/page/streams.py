@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from flask import Response, current_app, render_template, request
 
+from halt.core.decoding import checked_id
 from halt.core.events import sse_html
 from halt.core.generation import Generation
 from halt.core.slots import number_of
 from halt.errors import OffsetLost, UnknownStream
 from halt.web.event_stream import SSE_HEADERS, EventStream
-from halt.web.identity import stream_key
+from halt.web.identity import owner, stream_key
 from halt.web.page.conversations import page_renderer
+from halt.web.page.endings import pictures_messages, pictures_slot, pictures_slot_message
+from halt.web.page.views import view
 from halt.web.page.writer import PageWriter, lost_message
-from halt.web.requests import after_parameter, client_socket
+from halt.web.requests import after_parameter, client_socket, message_id
 from halt.web.services import services
 from halt.web.sessions import browser_id
 
@@ -37,6 +40,10 @@ PROTOCOL_HEADER = "Halt-Protocol"
 #: Protocols that carry all streams of a browser in one connection. Only HALT_MAX_STREAMS limits the
 #: streams of a page that was loaded by one of them.
 MULTIPLEXED = frozenset({"h2", "h3"})
+
+
+#: Seconds that a request for an answer's pictures waits for them.
+PICTURES_WAIT = 2.0
 
 
 class PageStream(EventStream):
@@ -96,6 +103,23 @@ def live_stream(run: Generation, after: int, opening: bytes | None = None) -> Ev
     except BaseException:
         closed()
         raise
+
+
+def pictures(stream_id: str) -> str:
+    """The parts of an answer that has ended with its pictures, once they are kept.
+
+    After PICTURES_WAIT without them: an element that requests them again.
+    """
+    answer_id = message_id("message_id") if "message_id" in request.args else None
+    chat = services().chat
+    kept = chat.answer_with_pictures(owner(), checked_id(stream_id, "id"), answer_id, PICTURES_WAIT)
+    if kept is None:
+        return pictures_slot_message(stream_id, "")
+    exchange, is_over = kept
+    answer = view(exchange, None, chat.answer_progress, page_renderer())
+    if not is_over:
+        return pictures_slot_message(stream_id, pictures_slot(answer, " delay:1s"))
+    return pictures_messages(answer)
 
 
 def saving_status() -> str:

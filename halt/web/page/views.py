@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 from markupsafe import Markup
 
+from halt.chat.answer_pictures import is_unkept
 from halt.chat.figures import Figures, counted, duration_text, page_figures
 from halt.chat.progress import AnswerProgress
 from halt.clock import now
@@ -26,6 +27,7 @@ from halt.rendering.renderer import PageRenderer
 from halt.rendering.streaming.blocks import Patch
 from halt.rendering.streaming.stream import BlockStream
 from halt.store.models import Exchange, Versions, state_of
+from halt.web.page.answer_pictures import height, with_pictures
 from halt.web.page.attached import FILES_HEIGHT, FileView, file_view
 from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
 from halt.web.page.sources import BelowView, below_view, with_links
@@ -58,6 +60,9 @@ class AnswerView:
     earlier_steps: tuple[StepView, ...] = ()  # steps before a Continue
     below: BelowView = field(default_factory=BelowView)
     earlier_below: BelowView = field(default_factory=BelowView)
+    pictures_height: int = 0  # pixels on a wide page
+    #: Where its pictures are requested until they are kept; "": there are none to wait for.
+    pictures_address: str = ""
     #: For the switcher. None: unknown, so the page keeps the one that it has.
     versions: Versions | None = None
 
@@ -105,7 +110,8 @@ class ExchangeView:
         """Pixels on a wide page, estimated; used until the exchange is near the visible part."""
         rows = min(ROWS_MAX, _row_count(self.prompt, 80))
         files = FILES_HEIGHT if self.files else 0
-        return 98 + 26 * rows + files + _text_height(self.answers[0].source)
+        answer = self.answers[0]
+        return 98 + 26 * rows + files + _text_height(answer.source) + answer.pictures_height
 
 
 def _row_count(text: str, width: int) -> int:
@@ -226,6 +232,7 @@ def _ended_view(
     receipt: Receipt | None,
     *,
     links_sources: bool = True,
+    is_stored: bool = True,
 ) -> AnswerView:
     best = exchange.shown_version()  # a failed regeneration does not hide the earlier answer
     over_limit = isinstance(ended, Failed) and ended.error.code == "too_many_tool_rounds"
@@ -237,13 +244,14 @@ def _ended_view(
         note = empty_note()
     elif note is not None and note.kind == "limit":
         state = "stopped"
-    below = below_view(best.steps)
-    text_html = with_notes_of(rendering.text_html(best.answer), exchange.stream_id)
+    below = below_view(best.steps, best.images)
+    text_html = with_pictures(rendering.text_html(best.answer), best.images)
+    text_html = with_notes_of(text_html, exchange.stream_id)
     return AnswerView(
         id=exchange.stream_id,
         state=state,
         patch=_complete_patch(with_links(text_html, below) if links_sources else text_html),
-        source=data_urls.replace(best.answer),
+        source=data_urls.labelled(best.answer),
         requested_model=exchange.requested_model,
         model=exchange.model,
         note=note,
@@ -253,7 +261,23 @@ def _ended_view(
         is_complete=_is_complete(ended),
         below=below,
         has_partial_text=bool(exchange.answer) and not _is_complete(ended),
+        pictures_height=height(best.images),
+        pictures_address=_pictures_address(best, is_stored=is_stored),
     )
+
+
+def _pictures_address(answer: Exchange, *, is_stored: bool) -> str:
+    """Where the pictures of an answer are requested, "" where all are known.
+
+    `is_stored`: it comes from the store, so those that are kept are known.
+    """
+    is_kept_one = data_urls.STORED.search(answer.answer) or any(
+        step.result.startswith("/files/") for step in answer.steps
+    )
+    if not is_unkept(answer.answer, answer.steps) and (is_stored or not is_kept_one):
+        return ""
+    address = f"/streams/{answer.stream_id}/pictures"
+    return f"{address}?message_id={answer.answer_id}" if answer.is_edited else address
 
 
 def _is_complete(ended: Terminal) -> bool:
@@ -317,7 +341,10 @@ def view(
             id=exchange.stream_id,
             state="error",
             patch=_complete_patch(
-                with_notes_of(rendering.text_html(exchange.answer), exchange.stream_id)
+                with_notes_of(
+                    with_pictures(rendering.text_html(exchange.answer), exchange.images),
+                    exchange.stream_id,
+                )
             ),
             requested_model=exchange.requested_model,
             model=exchange.model,
@@ -331,8 +358,11 @@ def view(
         saved = replace(exchange, answer=text, model=run.model, ended=ended, steps=answer_steps)
         # The marks of an earlier part, whose sources are not known here, would lead to others.
         links_sources = bool(exchange.steps or not run.prefix)
-        return _ended_view(saved, ended, rendering, receipt, links_sources=links_sources)
+        return _ended_view(
+            saved, ended, rendering, receipt, links_sources=links_sources, is_stored=False
+        )
     patch = rendering.patch(BlockStream().feed(text))
+    patch = replace(patch, finished=with_pictures(patch.finished, exchange.images))
     answer_steps = steps.stream_of(run, after).steps()
     return AnswerView(
         id=run.id,
@@ -346,5 +376,5 @@ def view(
         steps=step_views(answer_steps),
         earlier_steps=step_views(exchange.steps),
         below=below_view(answer_steps),
-        earlier_below=below_view(exchange.steps),
+        earlier_below=below_view(exchange.steps, exchange.images),
     )

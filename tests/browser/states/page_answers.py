@@ -284,7 +284,7 @@ def _written(reply: Reply) -> None:
         if not answer.tools or kind == "content":
             _send(reply, text, answer.hold, kind)
     if answer.has_extras:
-        url = "data:image/png;base64,iVBORw0KGgoA"
+        url = f"data:image/png;base64,{png(40)}"
         chunk = reply.chunk_object({"images": [{"type": "image_url", "image_url": {"url": url}}]})
         reply.event(as_json(chunk | {"citations": ["https://example.org/a-source"]}))
     if answer.source_count:

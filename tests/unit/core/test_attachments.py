@@ -186,8 +186,11 @@ def test_step_stream_picture_keeps_its_data_up_to_a_bound() -> None:
         Extra(delta={"image": f"{URL}{letter * (PICTURE_CHARS_MAX // 2)}"}) for letter in "ab"
     ]
     assert [(step.text, bool(step.result)) for step in steps_of_events(*large_extras)] == [
-        ("Picture (PNG, 3.0 MB)", True),
-        ("Picture (PNG, 3.0 MB)", False),
+        ("Picture (PNG, 4.5 MB)", True),
+        (
+            "Picture (PNG, 4.5 MB). Not kept: the pictures of an answer have at most 9 MB.",
+            False,
+        ),
     ]
 
 
