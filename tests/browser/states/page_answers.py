@@ -11,7 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 
-from halt.testing.scenarios import SCENARIOS, call_tools, last_user_message, pieces, tool_results
+from halt.testing.scenarios import (
+    SCENARIOS,
+    call_tools,
+    last_user_message,
+    pieces,
+    png,
+    tool_results,
+)
 from halt.testing.wire import Pace, Reply, as_json
 
 SCENARIO = "written"
