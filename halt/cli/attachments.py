@@ -25,7 +25,7 @@ from halt.model_info import Abilities
 from halt.store.models import Attachment, Exchange, StoredFile
 from halt.store.prompt_messages import exchange_path, path_messages
 
-NOTE_AFTER = 1.0  # seconds of reading after which the user is told of it
+NOTE_AFTER = 2.0  # seconds of reading after which the user is told of it
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 logger = logging.getLogger(__name__)

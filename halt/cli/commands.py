@@ -12,7 +12,6 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -229,8 +228,7 @@ def chat(
             stack.callback(files.close)
             attached: list[Attachment] = []
             for path in paths:
-                note = partial(click.echo, err=True)
-                attached = files.added(path, attached, note)
+                attached = files.added(path, attached, _note_for_people)
             source, system_prompt = _source(stack, config, make, url, token, model)
             system_prompt = system_prompt if system is None else system
             if not sys.stdin.isatty():
@@ -295,6 +293,12 @@ def _source(
     stack.callback(generations.close)
     system_prompt = config.default_system_prompt(model or generations.upstream.known_model)
     return Local(config, generations), system_prompt
+
+
+def _note_for_people(text: str) -> None:
+    """Print a note, but not in a pipe."""
+    if sys.stdin.isatty():
+        click.echo(text, err=True)
 
 
 def _screen(*, plain: bool, slow: bool) -> Screen:
