@@ -99,6 +99,26 @@ class FilePart(dict[str, Any]):
         return {"type": "text", "text": self.text}
 
 
+def files_as_text(messages: list[Message]) -> list[Message]:
+    """The messages with the text of each FilePart; the same list where there is none.
+
+    A content of texts alone becomes one text: some servers take nothing else.
+    """
+    changed = [_as_text(message) for message in messages]
+    is_same = all(new is old for new, old in zip(changed, messages, strict=True))
+    return messages if is_same else changed
+
+
+def _as_text(message: Message) -> Message:
+    content = message.content
+    if not isinstance(content, list) or not any(isinstance(part, FilePart) for part in content):
+        return message
+    parts = [part.as_text() if isinstance(part, FilePart) else part for part in content]
+    texts = [part["text"] for part in parts if part.get("type") == "text"]
+    whole = "\n\n".join(texts) if len(texts) == len(parts) else None
+    return Message.of({**message, "content": parts if whole is None else whole})
+
+
 def has_images(messages: Iterable[Message]) -> bool:
     """Whether one of the messages has an image part."""
     return any(

@@ -16,11 +16,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx2
+import msgspec
 
 from halt.config.model_servers import server_title
 from halt.config.providers import ModelSettings, ProviderSettings
 from halt.core.connection import UpstreamConnection, use_connection
-from halt.core.request import ChatRequest, Reply, unfinished
+from halt.core.request import ChatRequest, Reply, files_as_text, unfinished
 from halt.errors import UpstreamError
 from halt.model_info import ModelGroup, ModelInfo
 from halt.providers.client_transport import public_address
@@ -35,6 +36,7 @@ from halt.providers.continuation_joiner import ContinuationJoiner
 from halt.providers.decoder import EventDecoder
 from halt.providers.error_body import is_markup, page_text
 from halt.providers.errors import parse_error, to_upstream_error
+from halt.providers.file_refusals import may_refuse_files, refuses_all_files
 from halt.providers.model_list import Model, default_model_name, parse_models
 from halt.providers.reply import EventReply
 from halt.transport.pool import Transport
@@ -70,6 +72,7 @@ class Provider:
         self._model = settings.first_model
         self._base = settings.base_url  # address to which the paths of requests are appended
         self._refusing: set[str] = set()  # models that refuse to continue from a prefix
+        self._without_files: set[str] = set()  # models that refuse parts with files
         self._chosen: Mapping[str, ModelSettings] = {}
 
     def use_models(self, settings: Mapping[str, ModelSettings]) -> None:
@@ -172,7 +175,7 @@ class Provider:
             raise UpstreamError("no_model")
         model = request.model or self.default_model(connection)
         if not unfinished(request):
-            return self._send(model, request, connection)
+            return self._send_files(model, request, connection)
         text = unfinished_text(request)
         mode = (
             "instruction"
@@ -181,16 +184,46 @@ class Provider:
         )
         if mode != "instruction":
             try:
-                reply = self._send(model, by_prefix(request), connection, mode)
+                reply = self._send_files(model, by_prefix(request), connection, mode)
                 return ContinuationReply(reply, ContinuationJoiner(text, echoes=mode == "echoed"))
             except UpstreamError as refusal:
                 if refusal.code != "bad_request":
                     raise
-        reply = self._send(model, by_instruction(request), connection, "instruction")
+        reply = self._send_files(model, by_instruction(request), connection, "instruction")
         if mode != "instruction":
             logger.info("%s refuses a prefix; continuing answers by instruction instead", model)
             self._remember(self._refusing, model)
         return ContinuationReply(reply, ContinuationJoiner(text, repeats=True))
+
+    def _send_files(
+        self,
+        model: str,
+        request: ChatRequest,
+        connection: UpstreamConnection,
+        mode: ContinuationMode | None = None,
+    ) -> Reply:
+        """As `_send`. A file whose request is refused is sent again as text.
+
+        A server refuses files in general, or the pages of this one: too many, or protected. The
+        error of the second request is the one to show: it speaks of the rest.
+        """
+        messages = files_as_text(request.messages)
+        if messages is request.messages:
+            return self._send(model, request, connection, mode)
+        as_text = msgspec.structs.replace(request, messages=messages)
+        if model in self._without_files:
+            return self._send(model, as_text, connection, mode)
+        try:
+            return self._send(model, request, connection, mode)
+        except UpstreamError as exc:
+            refusal = exc
+            if not may_refuse_files(refusal):
+                raise
+        reply = self._send(model, as_text, connection, mode)
+        logger.info("%s refuses a file; sending its text instead", model)
+        if refuses_all_files(refusal):
+            self._remember(self._without_files, model)
+        return reply
 
     def _remember(self, models: set[str], model: str) -> None:
         """Add a model to a set, up to REMEMBERED_MAX: clients may send any number of names."""

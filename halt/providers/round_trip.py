@@ -10,20 +10,18 @@ from typing import Any
 
 from halt.core.events import Extra
 from halt.core.extra_fields import Extras
-from halt.core.request import OF_ANSWERS, FilePart, Message, ToolTurn
+from halt.core.request import OF_ANSWERS, Message, ToolTurn
 from halt.providers.loose_json import valid_text
 
 #: Fields of a tool call that every server accepts.
 CALL_FIELDS = frozenset({"id", "type", "function"})
-#: A file part, as it is named in refusals; its text can be sent instead.
-FILE = "file"
 
 
 def outgoing_message(message: Message, refused: frozenset[str] = frozenset()) -> dict[str, Any]:
     """Return the message to send to an OpenAI-compatible server.
 
     It has the round-trip fields, apart from those in `refused`. It may be `message` itself, so
-    callers must not change it. A file is sent as text where FILE is refused.
+    callers must not change it.
     """
     if isinstance(message, ToolTurn):
         fields = message.opaque or {}
@@ -33,9 +31,6 @@ def outgoing_message(message: Message, refused: frozenset[str] = frozenset()) ->
         ]
         accepted_fields = {k: v for k, v in fields.items() if k not in refused}
         return {**message, **accepted_fields, "tool_calls": calls}
-    if FILE in refused and _has_file(message):
-        parts = [p.as_text() if isinstance(p, FilePart) else p for p in message.content]
-        return {**message, "content": parts}
     if refused and message.role == "assistant":
         return {k: v for k, v in message.items() if k not in OF_ANSWERS or k not in refused}
     return message
@@ -46,15 +41,7 @@ def round_trip_names(message: Message) -> set[str]:
     if isinstance(message, ToolTurn):
         call_fields = {name for call in message["tool_calls"] for name in call}
         return {*(message.opaque or {}), *(call_fields - CALL_FIELDS)}
-    if _has_file(message):
-        return {FILE}
     return {*OF_ANSWERS & message.keys()} if message.role == "assistant" else set()
-
-
-def _has_file(message: Message) -> bool:
-    """Whether a message has a file that can be sent as text instead."""
-    content = message.content
-    return isinstance(content, list) and any(isinstance(part, FilePart) for part in content)
 
 
 class RoundTripFields:

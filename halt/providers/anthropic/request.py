@@ -93,7 +93,9 @@ def _part(part: dict[str, Any]) -> list[dict[str, Any]]:
         case {"type": "image_url", "image_url": {"url": str(url)} | str(url)}:
             return block("image", url, "an image")
         case {"type": "file", "file": {"file_data": str(url)}}:
-            return block("document", url, "a file")
+            name = part["file"].get("filename")
+            title = {"title": name} if isinstance(name, str) and name else {}
+            return [fields | title for fields in block("document", url, "a file")]
         case {"type": "image_url" | "file" | "input_audio"}:
             raise bad_request("Anthropic's API takes text, images and PDF files")
         case _:
