@@ -1,4 +1,4 @@
-"""Checks the layers: one reader of the environment, no singletons, and pygments in its own process.
+"""Checks the layers: one reader of the environment, no singletons, and the parsers' own processes.
 
 Vendored files match their digests, and pages load from Halt alone. `lint-imports` (pyproject.toml)
 checks which module imports which.
@@ -87,6 +87,32 @@ def test_pygments_runs_outside_the_workers() -> None:
         "rendering.process"
     ]
     assert [name for name in FILES if "rendering.process" in imported_halt_modules(name)] == []
+
+
+def test_files_are_read_outside_the_workers() -> None:
+    """No parser of files is in a worker: a file that takes it over must find no keys there.
+
+    It would take 40 MB of each worker, too. The fake upstream, a process of its own, uses one.
+    """
+    parsers = {"PIL", "charset_normalizer", "docx", "pillow_heif", "pypdfium2"}
+    importers: dict[str, set[str]] = {parser: set() for parser in parsers}
+    for name in FILES:
+        for module_name in imported(TREES[name]) if not name.startswith("testing.") else ():
+            importers.get(module_name.partition(".")[0], set()).add(name)
+    assert {name.rpartition(".")[0] for names in importers.values() for name in names} == {
+        "files.reading"
+    }
+    assert all(importers.values())
+    readers = {
+        name
+        for name in FILES
+        for module_name in imported_halt_modules(name)
+        if module_name.startswith("files.reading")
+    }
+    assert {name for name in readers if not name.startswith("files.reading")} == {"files.process"}
+    for outside in ("files.process", "testing.fake_openai"):
+        importing = [name for name in FILES if outside in imported_halt_modules(name)]
+        assert [name for name in importing if not name.startswith("testing.")] == []
 
 
 def test_implementations_are_chosen_in_app_and_library() -> None:

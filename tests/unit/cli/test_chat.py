@@ -743,11 +743,12 @@ def test_remote_refuses_an_invalid_address(url: str) -> None:
 @pytest.mark.slow
 def test_import_of_the_application_starts_no_thread(env: Environment) -> None:
     """The import of the application, as `flask --app app` does it, starts no thread and loads no
-    terminal library.
+    terminal library and no parser of files.
     """
     script = (
         "import sys, threading, app; "
-        "print(threading.active_count(), {'rich', 'prompt_toolkit'} & set(sys.modules))"
+        "others = {'rich', 'prompt_toolkit', 'PIL', 'pypdfium2', 'docx', 'charset_normalizer'}; "
+        "print(threading.active_count(), others & set(sys.modules))"
     )
     process = subprocess.run(
         [sys.executable, "-c", script],
