@@ -15,7 +15,7 @@ from halt.cluster.membership import Membership
 from halt.config.settings import Config
 from halt.counted import counted
 from halt.people.known import FRESH
-from halt.store.portable import to_json
+from halt.store.exports import to_json
 from halt.store.replay import Replay
 from halt.store.store import Store
 
@@ -46,7 +46,8 @@ def new_export(path: Path | None) -> Iterator[Callable[[Store, str], None]]:
 
         def write(store: Store, person_id: str) -> None:
             try:
-                file.writelines(to_json(store.transfer.export(person_id)))
+                contents = store.files.contents(person_id)
+                file.writelines(to_json(store.transfer.export(person_id), contents))
                 file.flush()
                 os.fsync(file.fileno())
             except OSError as exc:

@@ -31,6 +31,7 @@ from halt.errors import TooLarge
 from halt.files.facts import Role
 from halt.store.database import Database, upsert
 from halt.store.models import Attachment, StoredFile, UnknownFile
+from halt.store.portable_files import Contents
 from halt.store.tables import attachments, file_parts, files
 
 PART = 1_000_000  # bytes of a row
@@ -143,6 +144,36 @@ class Files:
             yield piece
             left -= len(piece)
             number += 1
+
+    def contents(self, owner: str) -> Contents:
+        """The files of a person, for an export."""
+        return lambda file_hash: self.data(owner, file_hash, "content")
+
+    def refresh(self, owner: str, file_hash: str) -> bool:
+        """Keep a file as if it were uploaded now; False if it is not there."""
+        at = time.time()
+        with self._database.writing() as connection:
+            seen = update(files).where(*_is(owner, file_hash), files.c.complete.is_(True))
+            if not connection.execute(seen.values(uploaded_at=at)).rowcount:
+                return False
+            _mark_unused(connection, owner, [file_hash], at)
+            return True
+
+    def remove_unused(self, owner: str, hashes: Collection[str]) -> None:
+        """Remove those of the files that no message has, at once."""
+        if not hashes:
+            return
+        with self._database.writing() as connection:
+            query = select(files.c.hash).where(
+                files.c.owner == owner,
+                files.c.hash.in_(hashes),
+                files.c.unused_since.is_not(None),
+            )
+            unused = list(connection.scalars(query.with_for_update()))
+            for table in (file_parts, files):
+                connection.execute(
+                    delete(table).where(table.c.owner == owner, table.c.hash.in_(unused))
+                )
 
     def read(self, owner: str, file_hash: str, role: Role) -> bytes:
         """All bytes of a part of a file. Raises UnknownFile."""

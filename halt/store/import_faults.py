@@ -61,7 +61,7 @@ def _fields(raw: bytes | memoryview) -> dict[str, memoryview]:
     }
 
 
-def foreign_file_fault(data: bytes, own_format: str) -> str:
+def foreign_file_fault(data: bytes | memoryview, own_format: str) -> str:
     """The error message for a file of another product; "" for a file of Halt or damaged JSON."""
     try:
         fields = _fields(data)
@@ -79,7 +79,9 @@ def foreign_file_fault(data: bytes, own_format: str) -> str:
     return f"This file can't be imported: it is not an export of Halt. {OWN_ALONE}"
 
 
-def _candidates(data: bytes, fields: dict[str, memoryview]) -> Iterator[dict[str, memoryview]]:
+def _candidates(
+    data: bytes | memoryview, fields: dict[str, memoryview]
+) -> Iterator[dict[str, memoryview]]:
     """The fields of objects that may be a conversation: the file, or the first item of a list."""
     values = [memoryview(data), *(fields[name] for name in _LISTS if name in fields)]
     values += [
@@ -125,6 +127,8 @@ def explained(fault: str, values: Mapping[str, Sequence[str]]) -> str:
     if message.startswith("Invalid enum value") and field in values:
         problem = f"must be one of {', '.join(values[field])}"
     place = ", ".join(map(_counted, filter(None, parents)))
+    if field == "hash" and "matching regex" in message:
+        problem = "must be 64 digits from 0 to f"
     name = f"the field “{field}”" if field.isidentifier() else _counted(field)
     where = f"in {place}, {name}" if place else name or "it"
     return f"This file can't be imported: {where} {problem}. {AGAIN}"

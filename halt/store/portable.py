@@ -1,18 +1,20 @@
-"""Reads and writes files of conversations: JSON for export and import, Markdown for people.
+"""The format of exported conversations, and its reader; `halt.store.exports` writes it.
 
     {"format": "halt-conversations", "version": 1, "conversations": [
       {"id": "...", "title": "...", "created_at": 1760000000.0, "settings": {"model": "..."},
        "messages": [{"id": 1, "role": "user", "content": "..."},
                     {"id": 2, "parent": 1, "role": "assistant", "content": "...",
                      "state": "done"}],
-       "chosen": [1, 2]}]}
+       "chosen": [1, 2]}],
+     "files": [...]}
 
 `messages` is the whole tree, parents first. `chosen` holds the messages on the shown path among
 their siblings; without one the last sibling is shown. All times are seconds since 1970; a pinned
 conversation has `pinned_at`, and one in the archive `archived_at`. The file keeps names of the
 first version: `folds` are a message's steps, `asked` is the requested model, `rivals` the number
 that alternatives share, `picked` marks the selected one. `edited`, which files of earlier versions
-do not have, marks an answer that the user has edited.
+do not have, marks an answer that the user has edited. A message's `files` are those of a prompt, or
+the images of an answer, by the hashes in the last list, which `halt.store.portable_files` defines.
 
 A file is read item by item (see `halt.store.json_items`), so that other threads are not blocked.
 The size of an item is limited.
@@ -22,10 +24,10 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, NamedTuple, TypeVar, get_args
 
 import msgspec
 
@@ -34,8 +36,10 @@ from halt.core.events import Terminal
 from halt.core.metrics import NO_FIGURES
 from halt.core.steps import Step
 from halt.errors import RequestError, TooLarge
+from halt.files.names import clean_name
 from halt.store.import_faults import AGAIN, OWN_ALONE, explained, foreign_file_fault
 from halt.store.json_items import is_list, items
+from halt.store.portable_files import EncodedFile, Hash, PortableFile
 
 FORMAT = "halt-conversations"
 VERSION = 1
@@ -44,8 +48,8 @@ CONVERSATIONS_MAX = 100_000  # of one file
 #: each continuing the one before.
 MESSAGE_MAX = 10_000_000
 STEPS_MAX = 1_000  # steps of one message
+FILES_MAX = 1_000  # files of one message
 ENDED_MAX = 1_000_000  # bytes of the terminal event of a message
-PIECE = 200  # messages that are encoded in one call
 WHOLE_MAX = 65_536  # bytes of the longest message that is decoded in one call
 NAME_MAX = 10_000  # characters of a title, after which it is cut, or of a model's name
 NUMBERS_MAX = 2**53  # limit of message IDs in a file
@@ -84,6 +88,7 @@ class PortableMessage(_Message, omit_defaults=True):
     ended: Terminal | None = None  # with its figures
     steps: list[Step] = msgspec.field(default_factory=list, name="folds")  # thoughts and tool calls
     edited: bool = False  # the user wrote this answer
+    files: list[PortableFile] = msgspec.field(default_factory=list)
 
 
 class PortableSettings(msgspec.Struct, omit_defaults=True):
@@ -115,6 +120,14 @@ class _File(msgspec.Struct):
     format: str
     version: int
     conversations: msgspec.Raw
+    files: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class _FileItem(msgspec.Struct):
+    """A file in a file, with undecoded data."""
+
+    hash: Hash
+    data: msgspec.Raw
 
 
 class _Conversation(msgspec.Struct):
@@ -132,14 +145,14 @@ class _Conversation(msgspec.Struct):
 
 
 class _LargeMessage(_Message):
-    """A PortableMessage with two undecoded fields."""
+    """A PortableMessage with undecoded fields."""
 
     ended: msgspec.Raw = msgspec.Raw(b"null")
     steps: msgspec.Raw = msgspec.field(default=msgspec.Raw(b"[]"), name="folds")
     edited: bool = False
+    files: msgspec.Raw = msgspec.Raw(b"[]")
 
 
-_encode = msgspec.json.Encoder().encode
 _file = msgspec.json.Decoder(_File)
 _conversation = msgspec.json.Decoder(_Conversation)
 _message = msgspec.json.Decoder(PortableMessage)
@@ -147,6 +160,8 @@ _large_message = msgspec.json.Decoder(_LargeMessage)
 _number = msgspec.json.Decoder(Number)
 _terminal = msgspec.json.Decoder(Terminal | None)
 _step = msgspec.json.Decoder(Step)
+_message_file = msgspec.json.Decoder(PortableFile)
+_file_item = msgspec.json.Decoder(_FileItem)
 _any_list = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -154,12 +169,27 @@ class _Misfit(Exception):
     """A part of a file is invalid. The text is the decoder's message with the path in the file."""
 
 
-def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
-    """The checked conversations of a file. Raises RequestError (`file`), TooLarge (`file`).
+class Export(NamedTuple):
+    """What an exported file has."""
 
-    `longest` is the limit of characters of one message.
+    conversations: list[PortableConversation]
+    files: dict[str, EncodedFile]  # by their hashes
+
+
+def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
+    """The checked conversations of a file, as `read_export` reads them."""
+    return read_export(data, longest).conversations
+
+
+def read_export(data: bytes | memoryview, longest: int = MESSAGE_MAX) -> Export:
+    """The checked conversations of a file, and its files, whose data is not read yet.
+
+    `longest` is the limit of characters of one message. Raises RequestError (`file`), TooLarge
+    (`file`).
     """
-    data = data.removeprefix(codecs.BOM_UTF8)
+    head = bytes(data[:3])
+    if head == codecs.BOM_UTF8:
+        data = memoryview(data)[3:]
     try:
         file = _part(_file, data, "$")
         conversations: list[PortableConversation] = []
@@ -168,13 +198,14 @@ def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
                 message = f"Expected `array` of length <= {CONVERSATIONS_MAX}"
                 raise _Misfit(f"{message} - at `$.conversations`")
             conversations.append(_read(raw, place, longest))
+        files = dict(_read_files(file.files))
     except _Misfit as fault:
         raise RequestError(
             foreign_file_fault(data, FORMAT) or explained(str(fault), _VALUES), field="file"
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         reason = f"it is not JSON, or it is incomplete. {AGAIN}"
-        if data.startswith(b"PK"):
+        if head.startswith(b"PK"):
             reason = f"it is a ZIP archive. {OWN_ALONE}"
         raise RequestError(f"This file can't be imported: {reason}", field="file") from None
     if file.format != FORMAT or file.version != VERSION:
@@ -187,7 +218,17 @@ def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
     for conversation in conversations:
         check(conversation)
         _correct(conversation)
-    return conversations
+    return Export(conversations, files)
+
+
+def _read_files(raw: msgspec.Raw) -> Iterator[tuple[str, EncodedFile]]:
+    """The files with their hashes. Raises the exceptions of `_part`."""
+    for path, item in _items(raw, "$.files"):
+        file = _part(_file_item, item, path)
+        try:
+            yield file.hash, EncodedFile.from_json(file.hash, memoryview(file.data))
+        except msgspec.ValidationError as fault:
+            raise _Misfit(f"{fault} - at `{path}.data`") from None
 
 
 Raw = bytes | memoryview | msgspec.Raw
@@ -235,6 +276,8 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
             refuse(part, f"has more than {STEPS_MAX:,} thoughts and tool calls")
         if sum(step.size() for step in message.steps) > longest:
             refuse(part, f"has thoughts and tool calls of more than {longest:,} characters")
+        if len(message.files) > FILES_MAX:
+            refuse(part, f"has more than {FILES_MAX:,} files")
         return message
 
     def decoded(raw: memoryview, at: str) -> PortableMessage:
@@ -247,6 +290,8 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
         values["ended"] = _part(_terminal, message.ended, f"{at}.ended")
         steps = islice(_items(message.steps, f"{at}.folds"), STEPS_MAX + 1)
         values["steps"] = [_part(_step, step, path) for path, step in steps]
+        files = islice(_items(message.files, f"{at}.files"), FILES_MAX + 1)
+        values["files"] = [_part(_message_file, file, path) for path, file in files]
         return PortableMessage(**values)
 
     messages = [
@@ -276,7 +321,8 @@ def _read(raw: memoryview, place: str, longest: int) -> PortableConversation:
 def _correct(conversation: PortableConversation) -> None:
     """Correct implausible values: running steps, times in the future, figures beyond limits.
 
-    A name of a prompt is cut to its limit; without a system prompt it is removed.
+    Names of files become single lines. A name of a prompt is cut to its limit; without a system
+    prompt it is removed.
     """
     settings = conversation.settings
     name = (settings.prompt_name or "") if settings.system_prompt else ""
@@ -290,6 +336,8 @@ def _correct(conversation: PortableConversation) -> None:
         conversation.archived_at = min(conversation.archived_at, at)
     for message in conversation.messages:
         message.steps = [_with_end(step) for step in message.steps]
+        for file in message.files:
+            file.name = clean_name(file.name)
         if message.ended is not None and not all(
             _is_plausible(figure) for figure in msgspec.structs.astuple(message.ended.metrics)
         ):
@@ -336,57 +384,3 @@ def check(conversation: PortableConversation) -> None:
 
 def _refusal(reason: str) -> RequestError:
     return RequestError(f"This file can't be imported: {reason}.", field="file")
-
-
-def to_json(conversations: Iterable[PortableConversation]) -> Iterator[bytes]:
-    """The JSON file of these conversations, in pieces of up to PIECE messages each."""
-    yield b'{"format":"%b","version":%d,"conversations":[' % (FORMAT.encode(), VERSION)
-    for number, conversation in enumerate(conversations):
-        # Quotes within texts are escaped, so the first occurrence is the empty list itself.
-        empty = _encode(msgspec.structs.replace(conversation, messages=[]))
-        head, _, rest = empty.partition(b'"messages":[]')
-        piece = (b",\n" if number else b"\n") + head + b'"messages":['
-        for first in range(0, len(conversation.messages), PIECE):
-            encoded = _encode(conversation.messages[first : first + PIECE])
-            yield piece + (b"," if first else b"") + encoded[1:-1]
-            piece = b""
-        yield piece + b"]" + rest
-    yield b"\n]}\n"
-
-
-def to_markdown(conversations: Iterable[PortableConversation]) -> Iterator[bytes]:
-    """A Markdown file with the shown path of each conversation."""
-    for number, conversation in enumerate(conversations):
-        yield f"{chr(10) if number else ''}# {conversation.title or 'Conversation'}\n".encode()
-        settings = conversation.settings
-        if settings.system_prompt:
-            name = f": {settings.prompt_name}" if settings.prompt_name else ""
-            yield f"\n## System prompt{name}\n\n{settings.system_prompt}\n".encode()
-        for message in path(conversation):
-            author = message.model or message.requested_model or "Answer"
-            if message.role == "user":
-                author = "You"
-            note = _EDITED if message.edited else _NOTES.get(message.state, "")
-            yield f"\n## {author}\n\n{message.content}\n{note}".encode()
-
-
-_EDITED = "\n*Edited by you.*\n"
-_NOTES = {
-    "stopped": "\n*Stopped here.*\n",
-    "error": "\n*This answer broke off here.*\n",
-    "interrupted": "\n*This answer broke off here.*\n",
-}
-
-
-def path(conversation: PortableConversation) -> list[PortableMessage]:
-    """The messages of the shown path, in order."""
-    chosen = set(conversation.chosen)
-    chosen_child = {
-        message.parent: message for message in conversation.messages if message.id in chosen
-    }
-    out: list[PortableMessage] = []
-    last_id: int | None = None
-    while (message := chosen_child.get(last_id)) is not None:
-        out.append(message)
-        last_id = message.id
-    return out

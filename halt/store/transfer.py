@@ -14,11 +14,13 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from halt.core.stream_key import StreamKey
 from halt.store import tree
 from halt.store.database import Database
+from halt.store.files import ATTACHED, IS_FILE, attach, by_message
 from halt.store.portable import PortableConversation, PortableMessage, PortableSettings, check
+from halt.store.portable_files import PortableFile
 from halt.store.rows import LISTED, TITLE_MAX, find, unpin_oldest
 from halt.store.search import trigrams
 from halt.store.stored_events import text_so_far
-from halt.store.tables import conversations, messages
+from halt.store.tables import attachments, conversations, files, messages
 from halt.store.title_text import first_words
 
 IMPORT_STEP = 500  # messages that one transaction of an import writes at most
@@ -62,11 +64,25 @@ class Transfer:
             last_id = row.id
             yield conversation
 
+    def have_files(self, owner: str, conversation_ids: Collection[str] | None = None) -> bool:
+        """Whether any message of these conversations, or of all of the owner, has a file."""
+        query = (
+            select(attachments.c.message_id)
+            .join(messages, messages.c.id == attachments.c.message_id)
+            .join(conversations, conversations.c.id == messages.c.conversation_id)
+            .where(attachments.c.owner == owner, conversations.c.owner == owner, *LISTED)
+        )
+        if conversation_ids is not None:
+            query = query.where(conversations.c.id.in_(conversation_ids))
+        with self._database.reading() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
     def import_(self, owner: str, conversations_: Iterable[PortableConversation]) -> list[str]:
         """Add exported conversations, all of them or none; returns their IDs.
 
         A conversation whose ID is taken gets a new one. If more than PINS_MAX are pinned then, the
-        oldest pins are removed. Raises RequestError.
+        oldest pins are removed. The owner must have the messages' files: see `halt.chat.imports`.
+        Raises RequestError, UnknownFile.
         """
         # They are marked as deleted until all are complete: other transactions can write in
         # between, and no reader sees a part of the import.
@@ -97,6 +113,10 @@ class Transfer:
                     [_imported(new_id, message) for message in batch],
                 )
                 ids.update(zip((message.id for message in batch), row_ids, strict=True))
+                for message in batch:
+                    if (row_id := ids[message.id]) is not None:
+                        names = [(file.hash, file.name) for file in message.files]
+                        attach(connection, owner, row_id, names)
         chosen_ids = set(conversation.chosen)
         # The last child of a message is chosen unless the file names another one.
         chosen = {message.parent: ids[message.id] for message in conversation.messages}
@@ -159,9 +179,10 @@ def _batches(rows: Iterable[T], size: Callable[[T], int] = lambda row: 0) -> Ite
 def _values(conversation: PortableConversation) -> dict[str, Any]:
     """The row of an imported conversation, without its ID, owner and first message."""
     at = time.time()
-    title = " ".join(conversation.title.split())[:TITLE_MAX]
+    title, first = " ".join(conversation.title.split())[:TITLE_MAX], conversation.messages[0]
     return {
-        "title": title or first_words(conversation.messages[0].content),
+        "title": title
+        or first_words(first.content or ", ".join(file.name for file in first.files)),
         "titled_by": "user" if title else "words",
         **msgspec.structs.asdict(conversation.settings),
         "created_at": conversation.created_at or at,
@@ -190,6 +211,15 @@ def _imported(conversation_id: str, message: PortableMessage) -> dict[str, Any]:
     }
 
 
+_ATTACHED = (
+    select(*ATTACHED)
+    .join(files, IS_FILE)
+    .join(messages, messages.c.id == attachments.c.message_id)
+    .where(messages.c.conversation_id == bindparam("conversation"))
+    .order_by(attachments.c.position)
+)
+
+
 def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
     """The conversation of a row for an export, with the text so far of running answers."""
     rows = connection.execute(
@@ -197,6 +227,8 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
         .where(messages.c.conversation_id == row.id)
         .order_by(messages.c.depth, messages.c.id)
     ).all()
+
+    attached = by_message(connection.execute(_ATTACHED, {"conversation": row.id}))
 
     def is_running(message: Row[Any]) -> bool:
         return bool(message.state == "running")
@@ -225,6 +257,12 @@ def _portable(connection: Connection, row: Row[Any]) -> PortableConversation:
                 tree.terminal_or_none(message),
                 list(message.steps),
                 message.edited,
+                [
+                    PortableFile(
+                        attachment.file.hash, attachment.name, attachment.file.facts.media_type
+                    )
+                    for attachment in attached.get(message.id, ())
+                ],
             )
             for message in rows
         ],

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from halt.errors import RequestError
-from halt.store.portable import FORMAT, PortableConversation, read, to_json, to_markdown
+from halt.store.exports import to_json, to_markdown
+from halt.store.portable import FORMAT, PortableConversation, read
 from tests.fuzz.mutate import altered, any_value, dumped, mutated
 from tests.fuzz.schemas import fitting
 from tests.fuzz.server import ANSWER_TIMEOUT, ServerTarget, spoiled
@@ -32,7 +33,7 @@ KEYS = (
         "created_at",
     ),
     *("ended", "folds", "chosen", "settings", "mapping", "model", "system_prompt", "temperature"),
-    "edited",
+    *("edited", "files", "hash", "name", "data"),
 )
 
 

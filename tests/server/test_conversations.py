@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from halt.testing.fake_openai import FakeOpenAI
-from halt.web.page.exports import file_name
+from halt.web.page.exports import file_stem
 from tests.support.export_files import export_file, exported_conversation
 from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, new_id, request_record
 from tests.support.http_client import Client, HttpResponse
@@ -643,17 +643,17 @@ def test_selected_conversations_are_exported_as_one_file(anna: Person) -> None:
 @pytest.mark.parametrize(
     ("title", "name"),
     [
-        ("A plain one", "A-plain-one.md"),
-        ("../../etc/passwd", "etc-passwd.md"),
-        ('a"b\r\nSet-Cookie: x', "a-b-Set-Cookie-x.md"),
-        ("שלום עולם", "שלום-עולם.md"),
-        ("💬", "conversation.md"),
-        ("x" * 500, "x" * 60 + ".md"),
+        ("A plain one", "A-plain-one"),
+        ("../../etc/passwd", "etc-passwd"),
+        ('a"b\r\nSet-Cookie: x', "a-b-Set-Cookie-x"),
+        ("שלום עולם", "שלום-עולם"),
+        ("💬", "conversation"),
+        ("x" * 500, "x" * 60),
     ],
 )
 def test_export_file_name_is_safe(title: str, name: str) -> None:
     """The file name is the title without characters that are special in paths or headers."""
-    assert file_name(title, "md") == name
+    assert file_stem(title) == name
 
 
 CONVERSATION = exported_conversation("Hi", "Ho")

@@ -2,70 +2,99 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import chain
 from urllib.parse import quote
 
 from flask import Response, request
+from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.wsgi import ClosingIterator
 
+from halt.chat.imports import Imports
 from halt.errors import RequestError, TooLarge
+from halt.store.exports import path, to_json, to_markdown, to_zip
 from halt.store.import_faults import OWN_ALONE
-from halt.store.portable import MESSAGE_MAX, PortableConversation, read, to_json, to_markdown
+from halt.store.portable import MESSAGE_MAX, PortableConversation
 from halt.web.identity import owner
 from halt.web.page.toast import toast
 from halt.web.requests import conversation_ids
 from halt.web.services import services
 
-Writer = Callable[[Iterable[PortableConversation]], Iterator[bytes]]
-
-#: The formats by their names: the function that writes a file, its extension, its MIME type.
-KINDS: dict[str, tuple[Writer, str, str]] = {
-    "json": (to_json, "json", "application/json"),
-    "markdown": (to_markdown, "md", "text/markdown"),
+#: The formats by their names: their files' extension and MIME type.
+KINDS = {
+    "json": ("json", "application/json"),
+    "markdown": ("md", "text/markdown"),
+    "zip": ("zip", "application/zip"),  # Markdown with files
 }
+FORMATS = ("json", "markdown")
+NAMES_SHOWN = 3  # of files that were not imported
 
 
 def export_all() -> Response:
     """All conversations of the person as one file."""
-    title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
-    return _download(services().store.transfer.export(owner()), title)
+    return _export_many(None)
 
 
 def export_selected() -> Response:
     """The selected conversations of the person as one file."""
-    ids = conversation_ids()
+    return _export_many(conversation_ids())
+
+
+def _export_many(ids: list[str] | None) -> Response:
     title = f"Halt {datetime.now(UTC):%Y-%m-%d}"
-    return _download(services().store.transfer.export_many(owner(), ids), title)
+    transfer, format_name = services().store.transfer, _format()
+    has_files = format_name == "markdown" and transfer.have_files(owner(), ids)
+    return _download(transfer.export_many(owner(), ids), title, format_name, has_files=has_files)
 
 
 def export(conversation_id: str) -> Response:
     """One conversation as a file."""
+    format_name = _format()
     conversations = services().store.transfer.export(owner(), conversation_id)
     with services().exporting:
         conversation = next(conversations)
-    return _download(chain([conversation], conversations), conversation.title)
+    has_files = any(message.files for message in path(conversation))
+    return _download(
+        chain([conversation], conversations), conversation.title, format_name, has_files=has_files
+    )
 
 
-def _download(conversations: Iterator[PortableConversation], title: str) -> Response:
-    """A file that is generated while it is sent, as a reader, because that may take long."""
-    kind = request.values.get("format", "json")
-    if kind not in KINDS:
-        raise RequestError(f"format must be one of {', '.join(KINDS)}.", field="format")
-    write, ending, mimetype = KINDS[kind]
-    name = file_name(title, ending)
+def _format() -> str:
+    """The format in the request. Raises RequestError (`format`)."""
+    name = request.values.get("format", "json")
+    if name not in FORMATS:
+        raise RequestError(f"format must be one of {', '.join(FORMATS)}.", field="format")
+    return name
+
+
+def _download(
+    conversations: Iterator[PortableConversation], title: str, kind: str, *, has_files: bool
+) -> Response:
+    """A file that is generated while it is sent, as a reader, because that may take long.
+
+    `has_files`: whether Markdown has files beside it, in a ZIP.
+    """
+    contents = services().store.files.contents(owner())
+    if kind == "json":
+        parts = to_json(conversations, contents)
+    elif has_files:
+        kind, parts = "zip", to_zip(conversations, file_stem(title), contents)
+    else:
+        parts = to_markdown(conversations)
+    ending, mimetype = KINDS[kind]
+    name = f"{file_stem(title)}.{ending}"
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     names = {"filename": ascii_name, "filename*": f"UTF-8''{quote(name)}"}
     service = services().generations
     response = Response(
-        ClosingIterator(
-            _in_turn(write(conversations), services().exporting), service.readers.give_back_place
-        ),
+        ClosingIterator(_in_turn(parts, services().exporting), service.readers.give_back_place),
         mimetype=mimetype,
     )
     response.headers.set("Content-Disposition", "attachment", **names)
@@ -83,10 +112,10 @@ def _in_turn(parts: Iterator[bytes], making: threading.Lock) -> Iterator[bytes]:
         yield part
 
 
-def file_name(title: str, ending: str) -> str:
+def file_stem(title: str) -> str:
     """A file name made of the characters of the title that every system accepts, never empty."""
     words = re.sub(r"[^\w.-]", " ", title).split()
-    return f"{'-'.join(words)[:60].strip('-.') or 'conversation'}.{ending}"
+    return "-".join(words)[:60].strip("-.") or "conversation"
 
 
 def import_() -> Response:
@@ -96,7 +125,7 @@ def import_() -> Response:
     with services().generations.readers.place():  # a large file may take long to arrive
         try:
             file = request.files.get("file")
-            data = file.read() if file else b""
+            data = _bytes_of(file) if file else b""
         except RequestEntityTooLarge:
             raise TooLarge(
                 f"The file is larger than {limit:,} bytes (HALT_MAX_IMPORT_BYTES). "
@@ -107,9 +136,30 @@ def import_() -> Response:
             raise RequestError(OWN_ALONE, field="file")
         # A file that Halt has exported must always be valid.
         message_max = max(MESSAGE_MAX, services().config.max_answer_chars)
-        ids = services().store.transfer.import_(owner(), read(data, message_max))
-    count = len(ids)
+        imports = Imports(services().store, services().uploads, services().config.max_file_bytes)
+        imported = imports.take(owner(), data, message_max)
+    count = len(imported.ids)
     message = f"{count:,} chat{' was' if count == 1 else 's were'} imported."
-    if not ids:
+    if not count:
         message = "The file has no chats. Nothing was imported."
-    return toast(message, opens=ids[0] if count == 1 else "")
+    if imported.unread:
+        message += f" {_unread(imported.unread)}"
+    return toast(message, opens=imported.ids[0] if count == 1 else "")
+
+
+def _bytes_of(file: FileStorage) -> bytes | memoryview:
+    """The bytes of an uploaded file. A large one is on the disk, and not read into memory."""
+    with contextlib.suppress(OSError, ValueError):  # it is in memory, or empty
+        file.stream.flush()
+        return memoryview(mmap.mmap(file.stream.fileno(), 0, access=mmap.ACCESS_READ))
+    data: bytes = file.read()
+    return data
+
+
+def _unread(names: list[str]) -> str:
+    """What became of the files that were not imported."""
+    listed = ", ".join(names[:NAMES_SHOWN])
+    if len(names) > NAMES_SHOWN:
+        listed += f" and {len(names) - NAMES_SHOWN} more"
+    subject = "A file was" if len(names) == 1 else f"{len(names)} files were"
+    return f"{subject} not imported, only named in the text: {listed}."

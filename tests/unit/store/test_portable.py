@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 
 from halt.errors import RequestError, TooLarge
 from halt.store import json_items, portable
+from halt.store.exports import PIECE, to_json
 from halt.store.portable import (
     ENDED_MAX,
     NAME_MAX,
-    PIECE,
     STEPS_MAX,
     PortableConversation,
     PortableMessage,
     PortableSettings,
     read,
-    to_json,
 )
 from halt.store.search import INDEXED_MAX, snippet, trigrams
 

@@ -33,6 +33,7 @@ from halt.errors import RequestError, StreamInUse
 from halt.store import admission, search
 from halt.store import transfer as module
 from halt.store.batches import Batch, Chunk, GenerationEnd
+from halt.store.exports import to_json, to_markdown
 from halt.store.generations import GAP
 from halt.store.models import (
     Busy,
@@ -43,7 +44,7 @@ from halt.store.models import (
     UnknownConversation,
     Usage,
 )
-from halt.store.portable import PortableConversation, PortableMessage, read, to_json, to_markdown
+from halt.store.portable import PortableConversation, PortableMessage, read
 from halt.store.store import Store
 from halt.store.tables import chunks
 from halt.store.title_text import TITLE_MOST
