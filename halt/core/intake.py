@@ -70,7 +70,8 @@ class Intake:
         self._new_paragraph = False  # the next text is the first after a round of tools
         self._size = 0  # characters of all events: text, reasoning, calls, results
         self._received = 0  # characters that arrived, shown or not, and characters of results
-        self._extra_size = 0  # characters of other fields: pictures, sources
+        #: Characters of other fields (pictures, sources), and of data in the text.
+        self._extra_size = 0
         #: From the first time that the limit was reached: what finds the data of pictures, the
         #: events that it has, and the characters of data so far.
         self._data_filter: DataUrlFilter | None = None
@@ -90,7 +91,7 @@ class Intake:
                 return False
         if self._size > self._most or self._received > self._most:
             self._check_text()
-        if self._extra_size + self._data_size > EXTRA_MAX:
+        if self._extra_size > EXTRA_MAX:
             hint = f"Its pictures and other fields have over {EXTRA_MAX:,} characters."
             raise UpstreamError("answer_too_long", hint=hint)
         if part.ended:
@@ -159,7 +160,9 @@ class Intake:
         texts = self._live.texts_after(self._filtered)
         self._filtered += len(texts)
         text = "".join(texts)
-        self._data_size += len(text) - len(self._data_filter.feed(text))
+        data_size = len(text) - len(self._data_filter.feed(text))
+        self._data_size += data_size
+        self._extra_size += data_size
         if max(self._size, self._received) - self._data_size > self._most:
             raise self._too_long()
 

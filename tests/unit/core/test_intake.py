@@ -12,6 +12,7 @@ from halt.core.events import (
     Content,
     Event,
     Extra,
+    Failed,
     Reasoning,
     ReasoningEnd,
     ToolCall,
@@ -180,3 +181,43 @@ def test_note_put_before_the_prompt_by_halt_does_not_count_as_the_users(
     reply.end()
     wait_ended(harness.start_run(run))
     assert run.answer()[1] == "Well.\n\n"
+
+
+# --- pictures in the text -------------------------------------------------------------------------
+
+HEAD = "See ![a](data:image/png;base64,"
+
+
+@pytest.mark.parametrize("size", [4, 300])
+def test_data_of_a_picture_is_no_text(harness: RunHarness, size: int) -> None:
+    """The limit of the text counts the text around a picture alone, before it and after it."""
+    data = "A" * 3_000
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    run, reply = harness.opened_run(max_answer_chars=200)
+    reader = Reader(run)
+    reply.feed(HEAD, *pieces, ") and more", Part(ended=True))
+    reader.finish()
+    assert run.state == "done"
+    assert run.answer()[1] == f"{HEAD}{data}) and more"
+
+    run, reply = harness.opened_run(max_answer_chars=200)
+    reader = Reader(run)
+    reply.feed(HEAD, *pieces, ")", *["ten chars "] * 20)
+    reader.finish()
+    assert isinstance(run.log.ended, Failed)
+    assert run.log.ended.error.hint == "The limit is 200 characters: HALT_MAX_ANSWER_CHARS."
+
+
+def test_data_of_pictures_has_a_limit_of_its_own(
+    harness: RunHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures in the text and beside it share one limit; the answer so far is kept."""
+    monkeypatch.setattr(intake, "EXTRA_MAX", 5_000)
+    run, reply = harness.opened_run(max_answer_chars=200)
+    reader = Reader(run)
+    extra = Extra(delta={"images": [{"image_url": {"url": f"data:image/png;base64,{'B' * 3000}"}}]})
+    reply.feed(Part((extra,), 1), HEAD, *["A" * 500] * 6)
+    reader.finish()
+    assert isinstance(run.log.ended, Failed)
+    assert run.log.ended.error.hint == "Its pictures and other fields have over 5,000 characters."
+    assert run.answer()[1].startswith(f"{HEAD}AAA")
