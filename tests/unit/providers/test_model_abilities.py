@@ -103,11 +103,15 @@ TOGETHER = {
 @pytest.mark.parametrize(
     ("entry", "abilities"),
     [
-        (OPENROUTER, Abilities(context=131072, images=True, tools=True, thinking=True)),
+        (OPENROUTER, Abilities(context=131072, images=True, tools=True, thinking=True, pdf=False)),
+        (
+            {"id": "m", "architecture": {"input_modalities": ["text", "image", "file"]}},
+            Abilities(images=True, pdf=True),
+        ),
         (
             OPENROUTER
             | {"supported_parameters": ["seed"], "architecture": {"input_modalities": ["text"]}},
-            Abilities(context=131072, images=False, tools=False, thinking=False),
+            Abilities(context=131072, images=False, tools=False, thinking=False, pdf=False),
         ),
         (
             {"id": "m", "supported_features": ["tools", "json_mode"], "input_modalities": ["text"]},
@@ -122,7 +126,7 @@ TOGETHER = {
         (OLLAMA_TAGS, Abilities(context=131072, images=True, thinking=True)),
         ({"name": "flux", "capabilities": ["image"]}, UNKNOWN),
         (OLLAMA_PS, Abilities(context=4096)),
-        (ANTHROPIC, Abilities(context=200_000, images=True, thinking=True)),
+        (ANTHROPIC, Abilities(context=200_000, images=True, thinking=True, pdf=True)),
         (MISTRAL, Abilities(context=256000, images=False, tools=True, thinking=False)),
         (GROQ, Abilities(context=131072)),
         (FIREWORKS, Abilities(context=131072, images=False, tools=True)),

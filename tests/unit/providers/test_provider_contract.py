@@ -623,6 +623,7 @@ def test_messages_are_translated_for_anthropic(make: Make, fake: FakeOpenAI) -> 
                     },
                     {
                         "type": "document",
+                        "title": "a",
                         "source": {
                             "type": "base64",
                             "media_type": "application/pdf",
