@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, Protocol
@@ -21,6 +22,8 @@ from halt.store.models import StoredFile
 PIECE = 1 << 18  # bytes that are received at a time
 RECEIVED_MAX = 32  # requests with files at once: each holds a thread of the server
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -106,7 +109,9 @@ class Uploads:
                 raise StoreUnavailable(
                     f"{name}: The disk is full. The file was not kept.", "the disk is full"
                 ) from exc
-            raise
+            logger.exception("a file cannot be taken")
+            reason = exc.strerror or str(exc)  # the latter: no process can be started
+            raise StoreUnavailable(f"{name}: The file was not kept: {reason}.", reason) from exc
         return Uploaded(name, stored)
 
     def close(self) -> None:

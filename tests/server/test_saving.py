@@ -6,10 +6,8 @@ The disk is really full, the size of files is really limited, the database is re
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +27,7 @@ from tests.resilience.servers import Postgres
 from tests.support.halt_server import HaltServer, StartHalt, new_id
 from tests.support.http_client import HttpResponse
 from tests.support.scripted_upstream import ScriptedUpstream
+from tests.support.small_disk import filled, small_disk
 from tests.support.stores import POSTGRES
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
@@ -40,28 +39,16 @@ Fault = Callable[[HaltServer, Path], contextlib.AbstractContextManager[None]]
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = os.getuid() == 0 and not subprocess.call(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE},mode=700", "tmpfs", str(disk)],
-        stderr=subprocess.DEVNULL,
-    )
-    if not mounted:
-        pytest.skip("only root can make a small disk")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, DISK_SIZE) as disk:
+        yield disk
 
 
 @contextlib.contextmanager
 def fill_disk(server: HaltServer, folder: Path) -> Iterator[None]:
     """Another file takes all the free space of the disk."""
-    with (folder / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
-        while ballast.write(b"x" * 4096):
-            pass
-    yield
-    (folder / "ballast").unlink()
+    with filled(folder):
+        yield
 
 
 @contextlib.contextmanager
@@ -129,13 +116,9 @@ def check_delayed_saving(server: HaltServer, folder: Path, fault: Fault, reason:
 
 
 @pytest.mark.slow
-def test_full_disk_delays_saving_only(
-    start_halt: StartHalt, fake: FakeOpenAI, small_disk: Path
-) -> None:
+def test_full_disk_delays_saving_only(start_halt: StartHalt, fake: FakeOpenAI, disk: Path) -> None:
     """While the disk is full streams continue; all events are written when it has room again."""
-    check_delayed_saving(
-        start_halt(fake, HALT_DATA=small_disk), small_disk, fill_disk, "the disk is full"
-    )
+    check_delayed_saving(start_halt(fake, HALT_DATA=disk), disk, fill_disk, "the disk is full")
 
 
 @pytest.mark.slow
