@@ -26,6 +26,10 @@ from halt.web.schemas import Error, ErrorDetail, OpenAIError, OpenAIErrorDetail
 
 logger = logging.getLogger(__name__)
 
+#: What a fragment has beside the message of an error with this code.
+_OPENERS = {
+    "images_not_read": ' <button type="button" popovertarget="models">Choose a model</button>'
+}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _OPENAI_CODES = {
     "context_too_long": "context_length_exceeded",
@@ -84,7 +88,8 @@ def error_response(error: HaltError) -> Response:
         message = with_request_id(message, request_id)
     if wants_fragment():
         # No template: a Stop may be refused, and the path of a Stop must not wait.
-        html = f'<p class="fault" role="alert" data-code="{escape(code)}">{escape(message)}</p>'
+        html = f'<p class="fault" role="alert" data-code="{escape(code)}">{escape(message)}'
+        html += f"{_OPENERS.get(code, '')}</p>"
         response = Response(html, status, mimetype="text/html")
         response.headers["HX-Retarget"] = "#notice"
         response.headers["HX-Reswap"] = "innerHTML"

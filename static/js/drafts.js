@@ -22,7 +22,6 @@ const read = name => {
     files: areFiles(files) ? files : [], at: Number(at) || 0,
   };
 };
-// A file that is not there yet has no ID: the draft of another tab does not replace it.
 const contentOf = ({ text, pasted, files }) => (
   JSON.stringify([text, pasted, files.map(({ id }) => id)])
 );
@@ -81,5 +80,6 @@ document.addEventListener("visibilitychange", () => { if (document.hidden) save(
 // new chat, and this tab has just made a conversation of its own new chat.
 addEventListener("storage", event => {
   if (event.key !== key || key !== currentKey() || sendingIds().length) return;
-  if (contentOf(messageParts()) === known) restore();
+  const parts = messageParts(), isThere = parts.files.every(({ id }) => id); // else it is uploaded
+  if (isThere && contentOf(parts) === known) restore();
 });

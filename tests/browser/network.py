@@ -19,6 +19,7 @@ class Network(RawServer):
         self._connected = True
         self.requests: list[str] = []
         self._held = re.compile("(?!)")  # the requests whose responses are held
+        self._kept_back = re.compile("(?!)")  # the requests of which only the beginning is passed on
         self._holds = threading.Event()
         self._free = threading.Event()
         super().__init__(self._connect)
@@ -41,13 +42,19 @@ class Network(RawServer):
         self._free.clear()
         self._held = re.compile(requests)
 
+    def hold_bodies(self, requests: str) -> None:
+        """Pass on only the beginning of requests that match this pattern, until `release`."""
+        self._holds.clear()
+        self._free.clear()
+        self._kept_back = re.compile(requests)
+
     def wait_held(self) -> None:
-        """Wait until a response is held."""
+        """Wait until a response or a request is held."""
         assert self._holds.wait(RECORD_TIMEOUT)
 
     def release(self) -> None:
-        """Pass on the held responses."""
-        self._held = re.compile("(?!)")
+        """Pass on what is held."""
+        self._held = self._kept_back = re.compile("(?!)")
         self._free.set()
 
     def __exit__(self, *exc_info: object) -> None:
@@ -67,6 +74,9 @@ class Network(RawServer):
                         last[0] = first[0].decode()
                         self.requests.append(last[0])
                     far.sendall(data)
+                    if self._kept_back.search(last[0]):
+                        self._holds.set()
+                        self._free.wait()
             _end(peer.sock, far)
             back.join()
 

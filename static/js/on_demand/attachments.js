@@ -41,13 +41,13 @@ export const drawFiles = form => drawList(form, file => remove(form, file));
 // --- uploads -------------------------------------------------------------------------------------
 const start = async (form, file) => {
   delete file.fault;
-  const progress = part => {
+  setFacts(file, { part: undefined });
+  drawFile(file);
+  const job = upload(factsOf(file).source, file.name, part => {
     setFacts(file, { part });
     showProgress(file);
-  };
-  const job = upload(factsOf(file).source, file.name, progress);
-  setFacts(file, { job, part: undefined });
-  drawFile(file);
+  });
+  setFacts(file, { job });
   const result = await job.done;
   if (!result || !filesOf(form).includes(file)) return; // it was removed
   const { again, ...told } = result;
@@ -170,13 +170,19 @@ addEventListener("submit", event => {
 // --- a veil over the page while files are dragged ------------------------------------------------
 const cover = make("div", { className: "veil", hidden: true, textContent: "Drop to attach" });
 document.body.append(cover);
-// The cover takes all later events of the drag.
-export const drag = ({ type, target, clientX, clientY }, files) => {
-  if (type === "dragenter") cover.hidden = $("dialog[open]") !== null;
-  else if (type === "drop" || target === cover) cover.hidden = true;
+let entered = 0; // elements that the drag has entered and not left: it enters the next one first
+const uncover = () => {
+  entered = 0;
+  cover.hidden = true;
+};
+export const drag = ({ type, clientX, clientY }, files) => {
+  if (type === "dragenter") entered++;
+  else entered--;
+  cover.hidden = entered < 1 || $("dialog[open]") !== null;
+  if (type === "drop") uncover();
   if (type !== "drop" || $("dialog[open]")) return;
   const below = document.elementFromPoint(clientX, clientY);
   addFiles(below?.closest(".editor") ?? composer, files);
 };
 // A drag that ended elsewhere: its pointer moves again.
-addEventListener("pointermove", () => { cover.hidden = true; });
+addEventListener("pointermove", uncover);

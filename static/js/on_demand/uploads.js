@@ -48,6 +48,7 @@ export const upload = (source, name, progress) => {
       next();
     };
     request.send(source);
+    progress(0);
   };
   waiting.push(begin);
   next();
