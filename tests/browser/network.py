@@ -19,7 +19,9 @@ class Network(RawServer):
         self._connected = True
         self.requests: list[str] = []
         self._held = re.compile("(?!)")  # the requests whose responses are held
-        self._kept_back = re.compile("(?!)")  # the requests of which only the beginning is passed on
+        self._kept_back = re.compile(
+            "(?!)"
+        )  # the requests of which only the beginning is passed on
         self._holds = threading.Event()
         self._free = threading.Event()
         super().__init__(self._connect)
