@@ -14,6 +14,7 @@ def clean_name(name: str) -> str:
     Without folders, control characters, and characters that change the direction of writing (which
     let `exe.gpj` look like `jpg.exe`). A long name keeps its ending. NAMELESS if nothing is left.
     """
+    name = unicodedata.normalize("NFC", name)  # macOS decomposes letters with marks
     name = name.replace("\0", "").replace("\\", "/").rpartition("/")[2]
     kept = [char if unicodedata.category(char)[0] not in "CZ" else " " for char in name]
     name = " ".join("".join(kept).split()).strip(".") if name.strip(". ") else ""

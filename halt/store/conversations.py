@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, func, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, exists, func, select, tuple_, update
 
 from halt.errors import RequestError
 from halt.store import tree
@@ -30,6 +30,7 @@ from halt.store.rows import (
     unknown,
     unpin_oldest,
 )
+from halt.store.search import has_word
 from halt.store.tables import conversations, messages
 
 _IS_RUNNING = exists().where(
@@ -133,10 +134,7 @@ class Conversations:
         """
         query = select(*_SUMMARY).where(conversations.c.owner == owner, *LISTED)
         for word in words:
-            # SQLite compares letters other than ASCII with their case.
-            forms = {word, word.lower(), word.upper(), word.capitalize()}
-            title = conversations.c.title
-            query = query.where(or_(*(title.icontains(form, autoescape=True) for form in forms)))
+            query = query.where(has_word(conversations.c.title, word))
         query = query.order_by(*_LAST_USED_FIRST).limit(limit)
         with self._database.reading() as connection:
             return tuple(_from_row(row) for row in connection.execute(query))

@@ -1,22 +1,25 @@
 """Searches all messages of an owner; makes the words of the index, of queries and the snippets.
 
-A word of a query matches all words that start with it. Chinese, Japanese, Thai and others are
-written without spaces between words. In these scripts every three consecutive letters are a word of
-the index (`trigrams`), so that a query matches inside a text too; one or two letters match as the
-start of such a word.
+A message is found by its text, and by the names of its files. A word of a query matches all words
+that start with it. Chinese, Japanese, Thai and others are written without spaces between words. In
+these scripts every three consecutive letters are a word of the index (`trigrams`), so that a query
+matches inside a text too; one or two letters match as the start of such a word. In names of files
+words match anywhere.
 """
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import ColumnElement, Connection, Row, or_, select, text, tuple_
 
 from halt.store.database import Database
 from halt.store.models import Hit, Page
 from halt.store.rows import cursor_number
-from halt.store.tables import conversations
+from halt.store.tables import attachments, conversations, messages
 
 NEWEST = 5_000  # messages that a search reads first
 _FUTURE = 2**61  # above all times and IDs
@@ -49,7 +52,8 @@ class Search:
     def find(self, owner: str, query: str, cursor: str | None = None, limit: int = 20) -> Page[Hit]:
         """Messages with all words of the query, or with words that start with them; newest first.
 
-        A query without words has no hits. No character of the query has a special meaning. Raises
+        Also messages with a file whose name has all of them, for which the snippet is the name. A
+        query without words has no hits. No character of the query has a special meaning. Raises
         RequestError (`cursor`).
         """
         limit = max(1, limit)
@@ -69,22 +73,14 @@ class Search:
             rows = connection.execute(statement, values | newest._asdict()).all()
             if len(rows) <= limit:
                 rows = connection.execute(statement, values | _ALL).all()
-        hits = tuple(
-            Hit(
-                row.conversation_id,
-                row.title,
-                row.id,
-                row.role,
-                snippet(row.content, query_words),
-                row.created_at,
-                row.archived_at is not None,
-            )
-            for row in rows[:limit]
-        )
+            by_id = _named(connection, owner, query.split()[:WORDS_MAX], values)
+        by_id |= {row.id: _hit(row, snippet(row.content, query_words)) for row in rows}
+        hits = sorted(by_id.values(), key=lambda hit: (hit.created_at, hit.message_id))[::-1]
+        shown = tuple(hits[:limit])
         next_cursor = (
-            f"{hits[-1].created_at!r}~{hits[-1].message_id}" if len(rows) > limit else None
+            f"{shown[-1].created_at!r}~{shown[-1].message_id}" if len(hits) > limit else None
         )
-        return Page(hits, next_cursor)
+        return Page(shown, next_cursor)
 
     def _terms(self, connection: Connection, owner: str, index_terms: list[str]) -> dict[str, str]:
         """The query for the index.
@@ -102,6 +98,71 @@ class Search:
             "'owner {}'".format(name.replace("\\", "\\\\").replace("'", "''")) for name in owners
         )
         return {"query": " & ".join(f"'{term}':*" for term in index_terms), "mine": quoted}
+
+
+_NAMED: tuple[ColumnElement[Any], ...] = (
+    messages.c.id,
+    messages.c.conversation_id,
+    messages.c.role,
+    messages.c.created_at,
+    conversations.c.title,
+    conversations.c.archived_at,
+)
+
+
+def _named(
+    connection: Connection, owner: str, name_words: Sequence[str], values: dict[str, Any]
+) -> dict[int, Hit]:
+    """The newest messages with a file whose name has all words, by their IDs.
+
+    `values`: those of the search by words; its `limit` and the place of its cursor apply.
+    """
+    has_words = [has_word(attachments.c.name, word) for word in name_words]
+    of_owner = select(attachments.c.message_id).where(attachments.c.owner == owner, *has_words)
+    rows = connection.execute(
+        select(*_NAMED)
+        .join(conversations, conversations.c.id == messages.c.conversation_id)
+        .where(
+            messages.c.id.in_(of_owner),
+            tuple_(messages.c.created_at, messages.c.id) < tuple_(values["at"], values["before"]),
+            conversations.c.owner == owner,
+            conversations.c.deleted_at.is_(None),
+        )
+        .order_by(messages.c.created_at.desc(), messages.c.id.desc())
+        .limit(values["limit"])
+    ).all()
+    names: defaultdict[int, list[str]] = defaultdict(list)
+    query = select(attachments.c.message_id, attachments.c.name).where(*has_words)
+    query = query.where(attachments.c.message_id.in_([row.id for row in rows]))
+    for message_id, name in connection.execute(query.order_by(attachments.c.position)):
+        names[message_id].append(name)
+    return {row.id: _hit(row, _marked(", ".join(names[row.id]), name_words)) for row in rows}
+
+
+def has_word(column: ColumnElement[str], word: str) -> ColumnElement[bool]:
+    """Whether a text has a word, also inside of another one, in upper and lower case."""
+    # SQLite compares letters other than ASCII with their case.
+    forms = {word, word.lower(), word.upper(), word.capitalize()}
+    return or_(*(column.icontains(form, autoescape=True) for form in forms))
+
+
+def _hit(row: Row[Any], pieces: tuple[Piece, ...]) -> Hit:
+    return Hit(
+        row.conversation_id,
+        row.title,
+        row.id,
+        row.role,
+        pieces,
+        row.created_at,
+        row.archived_at is not None,
+    )
+
+
+def _marked(names: str, name_words: Sequence[str]) -> tuple[Piece, ...]:
+    """The beginning of the names, with the words marked."""
+    part = names[:SHOWN] + ("…" if len(names) > SHOWN else "")
+    pieces = re.split(f"({'|'.join(map(re.escape, name_words))})", part, flags=re.IGNORECASE)
+    return tuple((piece, number % 2 == 1) for number, piece in enumerate(pieces) if piece)
 
 
 #: The place of the newest messages before the cursor, by time and then by ID: an import has new IDs

@@ -28,10 +28,13 @@ const rangesOf = (node, words) => {
 };
 const wordsOf = text => text.normalize().toLowerCase().match(WORD) ?? [];
 
-const mark = (root, words) => {
-  const marks = new Highlight(), texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) {
-    for (const range of rangesOf(texts.currentNode, words)) marks.add(range);
+const mark = (roots, words) => {
+  const marks = new Highlight();
+  for (const root of roots) {
+    const texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+      for (const range of rangesOf(texts.currentNode, words)) marks.add(range);
+    }
   }
   CSS.highlights.set("found", marks);
   if (isPlaceKept) return;
@@ -52,8 +55,8 @@ const open = (exchange, id, words) => {
     target.focus({ preventScroll: true });
     target.scrollIntoView({ block: "start", behavior: "instant" });
   }
-  const root = target === exchange ? target : $(".text", target);
-  if (words.length && CSS.highlights) mark(root, words);
+  const parts = [$(":scope > .files", target), $(".text", target)].filter(Boolean);
+  if (words.length && CSS.highlights) mark(target === exchange ? [target] : parts, words);
 };
 
 const parameters = new URLSearchParams(location.search), id = parameters.get("at") ?? "";

@@ -49,6 +49,7 @@ from halt.store.store import Store
 from halt.store.tables import chunks
 from halt.store.title_text import TITLE_MOST
 from tests.support.export_files import export_file, exported_conversation
+from tests.support.files import save
 from tests.support.races import together
 from tests.support.stores import (
     DONE,
@@ -1292,6 +1293,64 @@ def test_search_follows_changed_texts(store: Store) -> None:
     )
     with pytest.raises(RequestError):
         store.search.find("anna", "a", cursor="x")
+
+
+def ask_with_files(chat: Chat, prompt: str, *names: str) -> None:
+    """Add an exchange whose prompt has a file under each of these names."""
+    key, file = chat.new_stream(), save(chat.store, owner=chat.owner)
+    files = [(file.hash, name) for name in names]
+    chat.store.turns.add_prompt(
+        chat.name, chat.owner, prompt, [(key.id, "")], worker=WORKER, files=files
+    )
+    chat.end(key, "Yes.")
+
+
+@pytest.mark.parametrize(
+    ("query", "pieces"),
+    [
+        ("plan", (("Floor-", False), ("Plan", True), (" ÜBER 100%.pdf", False))),
+        ("PDF floor", (("Floor", True), ("-Plan ÜBER 100%.", False), ("pdf", True))),
+        ("lan", (("Floor-P", False), ("lan", True), (" ÜBER 100%.pdf", False))),
+        ("über", (("Floor-Plan ", False), ("ÜBER", True), (" 100%.pdf", False))),
+        ("100%.pdf", (("Floor-Plan ÜBER ", False), ("100%.pdf", True))),
+        ("1%", None),
+        ("plan photo", None),
+        ("a\0b", None),
+    ],
+)
+def test_search_finds_files_by_their_names(
+    store: Store, query: str, pieces: tuple[tuple[str, bool], ...] | None
+) -> None:
+    """All words match somewhere in a name, in either case; wildcards are plain characters."""
+    chat = Chat(store)
+    ask_with_files(chat, "", "Floor-Plan ÜBER 100%.pdf", "photo.png")
+    Chat(store, "foreign", "bert").add_exchange("Hello?", "Hello.")
+    ask_with_files(Chat(store, "second-foreign", "bert"), "", "plan 100%.pdf", "über")
+    hits = store.search.find("anna", query).items
+    assert [hit.snippet for hit in hits] == ([] if pieces is None else [pieces])
+    for hit in hits:
+        assert (hit.role, hit.message_id) == ("user", chat.last_exchange().prompt_id)
+    store.conversations.delete(chat.name, "anna")
+    assert store.search.find("anna", query).items == ()
+
+
+def test_search_merges_texts_and_names(store: Store) -> None:
+    """The newest hit comes first, whatever matched; a message is found once, on one page."""
+    chat = Chat(store)
+    ask_with_files(chat, "1 giraffe", "giraffe.png", "Giraffe 2.png", "cat.png")
+    ask_with_files(chat, "2", "giraffe.png", "cat.png", "Giraffe 2.png")
+    chat.add_exchange("3", "4 giraffe")
+    ask_with_files(chat, "5", "no.png")
+    ask_with_files(chat, "6", "a giraffe")
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = store.search.find("anna", "giraffe", cursor, limit=1)
+        found += ["".join(text for text, _ in hit.snippet) for hit in page.items]
+        if (cursor := page.cursor) is None:
+            break
+    assert found == ["a giraffe", "4 giraffe", "giraffe.png, Giraffe 2.png", "1 giraffe"]
+    assert len(store.search.find("anna", "giraffe").items) == 4
 
 
 # --- export and import ------------------------------------------------------------------------------
