@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -233,22 +234,29 @@ class ChatService:
     ) -> tuple[Exchange, bool] | None:
         """An answer that has ended, after its pictures are kept; None if it is not shown.
 
-        False: they are not after `timeout` seconds. `message_id`: of an answer that no generation
-        wrote.
+        False: they are not after `timeout` seconds. `message_id`: of the answer, where it is known;
+        there may be no generation with that ID.
         """
         until = now() + timeout
         self.store_writer.wait_written(StreamKey(owner, stream_id), timeout)
         place = self.store.pictures.place(owner, stream_id, message_id)
-        if place is None:
+        answer = None if place is None else self._ended_answer(owner, *place)
+        if place is None or answer is None:
             return None
-        conversation_id, answer_id = place
-        self.pictures.look(owner, answer_id)
-        is_over = self.pictures.wait(owner, answer_id, max(0.0, until - now()))
-        part = self.store.conversations.get(conversation_id, owner, around=answer_id, limit=1)
-        for exchange in part.exchanges:
-            for answer in exchange.candidates:
-                if answer.answer_id == answer_id and answer.ended is not None:
-                    return answer, is_over
+        shown_id = answer.shown_version().answer_id
+        self.pictures.look(owner, shown_id)
+        is_over = self.pictures.wait(owner, shown_id, max(0.0, until - now()))
+        answer = self._ended_answer(owner, *place)
+        return None if answer is None else (answer, is_over)
+
+    def _ended_answer(self, owner: str, conversation_id: str, answer_id: int) -> Exchange | None:
+        """An answer that has ended; None if it is not shown."""
+        with suppress(UnknownConversation):  # it was just deleted
+            part = self.store.conversations.get(conversation_id, owner, around=answer_id, limit=1)
+            for exchange in part.exchanges:
+                for answer in exchange.candidates:
+                    if answer.answer_id == answer_id and answer.ended is not None:
+                        return answer
         return None
 
     def show_version(self, conversation_id: str, owner: str, message_id: int) -> Conversation:

@@ -42,7 +42,7 @@ class Pictures:
     ) -> tuple[str, int] | None:
         """The IDs of the conversation and the message of an answer; None if there is none.
 
-        `message_id`: of an answer that no generation wrote.
+        `message_id`: of the answer, where it is known; there may be no generation with that ID.
         """
         query = (
             select(messages.c.conversation_id, messages.c.id)

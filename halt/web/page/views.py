@@ -262,22 +262,23 @@ def _ended_view(
         below=below,
         has_partial_text=bool(exchange.answer) and not _is_complete(ended),
         pictures_height=height(best.images),
-        pictures_address=_pictures_address(best, is_stored=is_stored),
+        pictures_address=_pictures_address(exchange, is_stored=is_stored),
     )
 
 
-def _pictures_address(answer: Exchange, *, is_stored: bool) -> str:
+def _pictures_address(exchange: Exchange, *, is_stored: bool) -> str:
     """Where the pictures of an answer are requested, "" where all are known.
 
     `is_stored`: it comes from the store, so those that are kept are known.
     """
+    answer = exchange.shown_version()
     is_kept_one = data_urls.STORED.search(answer.answer) or any(
         step.result.startswith("/files/") for step in answer.steps
     )
     if not is_unkept(answer.answer, answer.steps) and (is_stored or not is_kept_one):
         return ""
-    address = f"/streams/{answer.stream_id}/pictures"
-    return f"{address}?message_id={answer.answer_id}" if answer.is_edited else address
+    address = f"/streams/{exchange.stream_id}/pictures"
+    return f"{address}?message_id={exchange.answer_id}" if exchange.answer_id else address
 
 
 def _is_complete(ended: Terminal) -> bool:
