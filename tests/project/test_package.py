@@ -22,8 +22,10 @@ from halt import VERSION
 from halt.providers import embedded_model
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.static_files import joined_styles, sent_text
+from tests.support.files import docx, image, pdf
 from tests.support.halt_server import ROOT, HaltServer, halt_environment, request_record
 from tests.support.http_client import Client
+from tests.support.uploads import uploaded
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +112,12 @@ def test_pins_are_within_the_declared_ranges(file: str, ranges: list[str]) -> No
         assert version.operator == "=="
         assert version.version in declared[name].specifier, f"{pin} is not in {declared[name]}"
         assert pin.extras == declared[name].extras
+
+
+def test_heic_is_an_extra() -> None:
+    """The wheels of its package are under the GPL, so that is installed only if it is asked for."""
+    assert "pillow-heif" not in by_name(PROJECT["dependencies"])
+    assert by_name(PROJECT["optional-dependencies"]["heic"]).keys() == {"pillow-heif"}
 
 
 def test_demo_packages_match_their_requirements() -> None:
@@ -266,6 +274,14 @@ def test_installed_wheel_serves_chats_and_stops(tmp_path: Path) -> None:
                 endless.next()
                 assert client.stop(endless.id).json["status"] == "stopped"
                 assert endless.to_end().terminal["type"] == "cancelled"
+            contents = {
+                "PNG": image(),
+                "PDF": pdf(["text"]),
+                "DOCX": docx(["text"]),
+                "TXT": b"text",
+            }
+            for label, content in contents.items():
+                assert uploaded(client, content)["label"] == label
             assert any((tmp_path / "data").iterdir())
             server.terminate()
             assert server.wait() == 0

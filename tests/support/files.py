@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from docx import Document
@@ -102,6 +104,19 @@ def packed(files: Mapping[str, bytes]) -> bytes:
         for name, data in files.items():
             archive.writestr(name, data)
     return out.getvalue()
+
+
+def with_reading(body: str) -> tuple[str, ...]:
+    """A reading process whose `reading.read(source, name, limits)` has this body."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from halt.files import process, reading\n"
+        "usual_read = reading.read\n"
+        f"def read(source, name, limits):\n    {body}\n"
+        "    source.seek(0)\n    return usual_read(source, name, limits)\n"
+        "reading.read = read; process.main()"
+    )
+    return (sys.executable, "-c", program, str(Path(__file__).parents[2]))
 
 
 class ReadBytes(NamedTuple):

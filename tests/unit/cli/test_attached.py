@@ -20,12 +20,11 @@ from halt.config.settings import Config
 from halt.files import readers
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.chat_command import Environment, Open, run_piped
-from tests.support.files import image, pdf
+from tests.support.files import image, pdf, with_reading
 from tests.support.halt_server import HaltServer, new_id, request_record
 from tests.support.process_facts import tree
 from tests.support.pseudo_terminal import Terminal
 from tests.support.waiting import SERVER_TIMEOUT, BackgroundCall, wait_until
-from tests.unit.files.test_readers import with_reading
 
 pytestmark = pytest.mark.usefixtures("ctrl_c")
 

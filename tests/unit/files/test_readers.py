@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +13,8 @@ import pytest
 from halt.files import readers as module
 from halt.files.faults import FileError, ReadersBusy, Unreadable
 from halt.files.readers import PROCESSES, Readers, ReadFile, temporary_file
+from tests.support.files import with_reading
 from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, BackgroundCall, wait_until
-
-ROOT = Path(__file__).parents[3]
 
 
 def read(readers: Readers, folder: Path, content: bytes = b"text") -> ReadFile:
@@ -25,19 +23,6 @@ def read(readers: Readers, folder: Path, content: bytes = b"text") -> ReadFile:
         source.write(content)
         source.flush()
         return readers.read(source, kept, "a.txt", max_chars=1000, max_bytes=1000)
-
-
-def with_reading(body: str) -> tuple[str, ...]:
-    """A reading process whose `reading.read(source, name, limits)` has this body."""
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from halt.files import process, reading\n"
-        "usual_read = reading.read\n"
-        f"def read(source, name, limits):\n    {body}\n"
-        "    source.seek(0)\n    return usual_read(source, name, limits)\n"
-        "reading.read = read; process.main()"
-    )
-    return (sys.executable, "-c", program, str(ROOT))
 
 
 def test_process_is_used_again_and_ends_without_work(tmp_path: Path) -> None:

@@ -6,14 +6,16 @@ import hashlib
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageCms
 
 from halt.files.faults import FileError, FileTooLarge, UnknownKind, Unreadable
+from halt.files.readers import Readers, temporary_file
 from halt.files.reading.images import PIXELS_MAX, SIDE_MAX, THUMBNAIL_MAX
-from tests.support.files import Read, docx, huge_png, image, packed, pdf
+from tests.support.files import Read, docx, huge_png, image, packed, pdf, with_reading
 
 # --- images ---------------------------------------------------------------------------------------
 
@@ -51,6 +53,23 @@ def test_image_becomes_jpeg_or_png(
     assert found.hash == hashlib.sha256(found.content).hexdigest()
     assert opened(found.thumbnail).size == (40, 30)
     assert found.text == b""
+
+
+def test_heic_needs_its_package(read: Read, tmp_path: Path) -> None:
+    """With the extra `heic` an iPhone's photo is read; without it the user is told what to do."""
+    heif = pytest.importorskip("pillow_heif")
+    out = io.BytesIO()
+    heif.from_pillow(Image.new("RGB", (40, 30), "red")).save(out)
+    found = read(out.getvalue())
+    assert (found.facts.label, found.facts.media_type) == ("HEIC", "image/jpeg")
+    assert opened(found.content).getpixel((20, 15)) == pytest.approx((255, 0, 0), abs=9)
+    without = Readers(with_reading("sys.modules['pillow_heif'] = None"))
+    with temporary_file(tmp_path) as source, temporary_file(tmp_path) as kept:
+        source.write(out.getvalue())
+        source.flush()
+        with pytest.raises(UnknownKind, match=r"^photo\.heic: HEIC .* `halt-chat\[heic\]`"):
+            without.read(source, kept, "photo.heic", max_chars=1, max_bytes=1)
+    without.close()
 
 
 def with_trailer(data: bytes) -> bytes:
