@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from halt.chat.uploads import Uploads
+from halt.core.steps import Step
 from halt.errors import StoreUnavailable
 from halt.files.faults import FileError
 from halt.store.portable import PortableConversation, PortableMessage, read_export
 from halt.store.portable_files import EncodedFile, PortableFile
 from halt.store.store import Store
 
-_IMAGE = re.compile(r"!\[([^\[\]\n]*+)\]\(/files/([0-9a-f]{64})\)")
+_IMAGE = re.compile(r"!\[[^\[\]\n]*+\]\(/files/([0-9a-f]{64})\)")
 
 
 class Imported(NamedTuple):
@@ -87,21 +89,38 @@ def _messages(conversations: Iterable[PortableConversation]) -> Iterable[Portabl
 def _replace_files(message: PortableMessage, stored: Mapping[str, str]) -> None:
     """Let a message have the stored files, and the names of the others in its text."""
     lost = {file.hash: file for file in message.files if file.hash not in stored}
-    shown: set[str] = set()
+    text, named = message.content, set[str]()
 
-    def image(match: re.Match[str]) -> str:
-        alt, file_hash = match.groups()
-        if file_hash in lost:
-            shown.add(file_hash)
-            return _as_text(lost[file_hash])
-        return f"![{alt}](/files/{stored.get(file_hash, file_hash)})"
+    def name(match: re.Match[str]) -> str:
+        if (file := lost.get(match[1])) is None:
+            return match[0]
+        named.add(file.hash)
+        return _as_text(file)
 
-    text = _IMAGE.sub(image, message.content) if message.role == "assistant" else message.content
-    names = [_as_text(file) for file in lost.values() if file.hash not in shown]
+    if message.role == "assistant" and message.files:
+        text = _IMAGE.sub(name, text)
+        for file in message.files:
+            address = _address(stored.get(file.hash, file.hash))
+            text = text.replace(_address(file.hash), address)
+        addresses = {_address(file.hash): stored.get(file.hash) for file in message.files}
+        message.steps = [_with_picture(step, addresses) for step in message.steps]
+    names = [_as_text(file) for file in lost.values() if file.hash not in named]
     message.content = "\n\n".join(filter(None, [*names, text]))
     message.files = [
         PortableFile(stored[file.hash], file.name) for file in message.files if file.hash in stored
     ]
+
+
+def _with_picture(step: Step, hashes: Mapping[str, str | None]) -> Step:
+    """The step with its picture's new address; a picture that is lost keeps its label."""
+    if step.kind != "picture" or step.result not in hashes:
+        return step
+    new_hash = hashes[step.result]
+    return replace(step, result=_address(new_hash) if new_hash else "")
+
+
+def _address(file_hash: str) -> str:
+    return f"/files/{file_hash}"
 
 
 def _as_text(file: PortableFile) -> str:

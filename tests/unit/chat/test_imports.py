@@ -77,11 +77,20 @@ def item(content: bytes, **fields: Any) -> dict[str, Any]:
     return {"hash": hash_of(content), "type": "text/plain", "data": data, **fields}
 
 
-def export(*items: dict[str, Any], attached: list[dict[str, str]], answer: str = "Yes.") -> bytes:
+def picture_step(file_hash: str, number: int) -> dict[str, Any]:
+    """A picture beside an answer."""
+    result = f"/files/{file_hash}"
+    return {"number": number, "kind": "picture", "state": "done", "text": "Sky", "result": result}
+
+
+def export(
+    *items: dict[str, Any], attached: list[dict[str, str]], answer: str = "Yes.", **fields: Any
+) -> bytes:
     """An export of another program: a prompt and an answer, both with these files."""
     conversation = exported_conversation("Look.", answer)
     for message in conversation["messages"]:
         message["files"] = attached
+    conversation["messages"][1] |= fields
     head = {"format": "halt-conversations", "version": 1}
     return json.dumps(head | {"conversations": [conversation], "files": items}).encode()
 
@@ -179,9 +188,12 @@ def test_image_of_another_program_loses_its_metadata(store: Store, setup: Setup)
     exif = Image.Exif()
     exif[0x010F] = "Camera of Anna"
     content = image(kind="JPEG", exif=exif)
-    link = f"A ![sky](/files/{hash_of(content)}) and ![no](/files/{'0' * 64})."
+    link = f"A ![sky [1]](/files/{hash_of(content)}) and ![no](/files/{'0' * 64})."
     data = export(
-        item(content), attached=[{"hash": hash_of(content), "name": "x.jpg"}], answer=link
+        item(content),
+        attached=[{"hash": hash_of(content), "name": "x.jpg"}],
+        answer=link,
+        folds=[picture_step(hash_of(content), 1), picture_step("0" * 64, 2)],
     )
     imported = imports.take("anna", data, MESSAGE_MAX)
     (exchange,) = store.conversations.get(imported.ids[0], "anna").exchanges
@@ -189,6 +201,10 @@ def test_image_of_another_program_loses_its_metadata(store: Store, setup: Setup)
     assert file.file.hash != hash_of(content)
     assert b"Anna" not in store.files.read("anna", file.file.hash, "content")
     assert exchange.answer == link.replace(hash_of(content), file.file.hash)
+    assert [step.result for step in exchange.steps] == [
+        f"/files/{file.file.hash}",
+        f"/files/{'0' * 64}",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -247,6 +263,7 @@ def test_file_that_is_not_there_becomes_its_name(store: Store, setup: Setup) -> 
         item(b"there"),
         attached=attached,
         answer=f"See ![the sky](/files/{hash_of(b'picture')})!",
+        folds=[picture_step(hash_of(b"picture"), 1)],
     )
     imported = imports.take("anna", data, MESSAGE_MAX)
     assert imported.unread == ["sky.png", "plan.pdf"]
@@ -256,6 +273,7 @@ def test_file_that_is_not_there_becomes_its_name(store: Store, setup: Setup) -> 
     ]
     (exchange,) = store.conversations.get(imported.ids[0], "anna").exchanges
     assert [file.name for file in (*exchange.files, *exchange.images)] == ["there.txt"] * 2
+    assert [(step.text, step.result) for step in exchange.steps] == [("Sky", "")]
 
 
 @pytest.mark.parametrize("content", [packed({"a.txt": b"a"}), b"long " * 300, b"\x00\x01\x02"])
