@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 import secrets
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -18,9 +20,11 @@ import pytest
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.page.exports import file_stem
 from tests.support.export_files import export_file, exported_conversation
+from tests.support.files import image, pdf
 from tests.support.halt_server import RECORD_TIMEOUT, HaltServer, new_id, request_record
 from tests.support.http_client import Client, HttpResponse
 from tests.support.page_requests import FORM_HEADERS, PAGE_HEADERS
+from tests.support.uploads import send, uploaded
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 
@@ -627,6 +631,82 @@ def test_markdown_export_holds_authors_and_texts(anna: Person) -> None:
     assert "What is **2+2**?" in full_text
     refused = anna.get("/export?format=pdf")
     assert (refused.status, refused.error["field"]) == (400, "format")
+
+
+def ask_with_files(person: Person, **files: bytes) -> str:
+    """Send a prompt with these files, and wait for the answer; the ID of the conversation."""
+    taken = [(uploaded(person.client, data, name)["id"], name) for name, data in files.items()]
+    path, answer = send(person.client, "", taken)
+    assert answer.status == 200, answer.body.decode()
+    conversation = path.removeprefix("/c/")
+    person.wait_idle(conversation)
+    return conversation
+
+
+def test_export_with_files_can_be_imported_by_another_session(anna: Person, boris: Person) -> None:
+    """JSON has the files; another session gets them under the same addresses."""
+    text = b"x" * 1_000_000  # the export is read from the disk
+    conversation = ask_with_files(anna, **{"photo.jpg": image(kind="JPEG"), "long.txt": text})
+    exported = anna.get(f"/c/{conversation}/export?format=json").body
+    files = {file["type"]: file["hash"] for file in json.loads(exported)["files"]}
+    assert boris.get(f"/files/{files['image/jpeg']}").status == 404
+    answer = boris.import_file(exported, page=True)
+    assert "1 chat was imported." in answer.body.decode()
+    page = boris.get(f"/c/{boris.items()[0]['id']}").body.decode()
+    assert re.findall(r'data-file="(\w+)" data-name="([^"]*)"', page) == [
+        (files["image/jpeg"], "photo.jpg"),
+        (files["text/plain"], "long.txt"),
+    ]
+    for path in (f"/files/{files['image/jpeg']}", f"/files/{files['text/plain']}/download"):
+        assert boris.get(path).body == anna.get(path).body
+    again = json.loads(boris.get("/export").body)
+    assert again["files"] == json.loads(exported)["files"]
+
+
+def test_import_names_the_files_that_are_not_there(anna: Person) -> None:
+    """The chat is imported, and the toast says what is missing."""
+    talk = exported_conversation("Look.", "I see.")
+    names = [f"{number}.png" for number in range(5)]
+    talk["messages"][0]["files"] = [{"hash": secrets.token_hex(32), "name": name} for name in names]
+    answer = anna.import_file(export_file(talk), page=True).body.decode()
+    assert (
+        "1 chat was imported. 5 files were not imported, only named in the text: "
+        "0.png, 1.png, 2.png and 2 more." in answer
+    )
+    assert "[file: 4.png]" in anna.get(f"/c/{anna.items()[0]['id']}").body.decode()
+
+
+@pytest.mark.parametrize("path", ["/c/{}/export?", "/export?"])
+def test_markdown_export_with_files_is_an_archive(anna: Person, path: str) -> None:
+    """One with files is a ZIP of the Markdown and a folder; one without stays Markdown."""
+    anna.add(exported_conversation("Hello", "Hello."))
+    (plain,) = [item["id"] for item in anna.items()]
+    without = anna.get(f"{path.format(plain)}format=markdown")
+    assert without.headers["content-type"] == "text/markdown; charset=utf-8"
+    picture = image()
+    conversation = ask_with_files(anna, **{"a photo.png": picture})
+    answer = anna.get(f"{path.format(conversation)}format=markdown")
+    assert answer.headers["content-type"] == "application/zip"
+    name = re.search(r"filename=(.*)\.zip;", answer.headers["content-disposition"])
+    with zipfile.ZipFile(io.BytesIO(answer.body)) as archive:
+        assert name is not None
+        assert archive.namelist() == [f"{name[1]}.md", "files/1-a photo.png"]
+        assert archive.read("files/1-a photo.png") == picture
+        text = archive.read(f"{name[1]}.md").decode()
+    assert "## You\n\n![a photo.png](files/1-a%20photo.png)\n" in text
+    assert (
+        anna.import_file(answer.body)
+        .error["message"]
+        .startswith("This file can't be imported: it is a ZIP archive.")
+    )
+
+
+def test_search_finds_a_file_by_its_name(anna: Person) -> None:
+    """The hit opens the chat at the message; the name is marked."""
+    conversation = ask_with_files(anna, **{"Floorplan 2.pdf": pdf(["Doors"])})
+    found = anna.get("/conversations/search?q=plan").body.decode()
+    assert re.search(rf'href="/c/{conversation}\?at=\d+&amp;q=plan"', found)
+    assert "Floor<mark>plan</mark> 2.pdf" in found
 
 
 def test_selected_conversations_are_exported_as_one_file(anna: Person) -> None:
