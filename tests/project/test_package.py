@@ -223,6 +223,12 @@ def install(wheel: Path, environment: Path) -> Path:
     return python
 
 
+def labels_of_files(client: Client) -> list[str]:
+    """What the server says of an image, a PDF, a Word document and a text."""
+    contents = (image(), pdf(["text"]), docx(["text"]), b"text")
+    return [uploaded(client, content)["label"] for content in contents]
+
+
 def test_installed_wheel_serves_chats_and_stops(tmp_path: Path) -> None:
     """The wheel with its dependencies works, in a folder with files of the same names."""
     python = install(build(ROOT, "wheel", tmp_path / "wheel"), tmp_path / "environment")
@@ -274,14 +280,7 @@ def test_installed_wheel_serves_chats_and_stops(tmp_path: Path) -> None:
                 endless.next()
                 assert client.stop(endless.id).json["status"] == "stopped"
                 assert endless.to_end().terminal["type"] == "cancelled"
-            contents = {
-                "PNG": image(),
-                "PDF": pdf(["text"]),
-                "DOCX": docx(["text"]),
-                "TXT": b"text",
-            }
-            for label, content in contents.items():
-                assert uploaded(client, content)["label"] == label
+            assert labels_of_files(client) == ["PNG", "PDF", "DOCX", "TXT"]
             assert any((tmp_path / "data").iterdir())
             server.terminate()
             assert server.wait() == 0
