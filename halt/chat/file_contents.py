@@ -24,6 +24,7 @@ from halt.store.prompt_messages import Contents, PathMessage
 PARTS_MAX = 20
 #: Characters of a text of which only the beginning fits; shorter ones are left out.
 BEGINNING_MIN = 500
+PIECE = 3 * 65_536  # bytes that are encoded at once; divisible by 3, so that no padding is within
 #: Characters of HALT_MAX_PROMPT_CHARS left for notes and headings.
 MARGIN = 2_000
 
@@ -113,8 +114,8 @@ class FileContents:
 
     def _part(self, attachment: Attachment) -> dict[str, Any]:
         file = attachment.file
-        data = base64.b64encode(self._files.read(self._owner, file.hash, "content")).decode()
-        url = f"data:{file.facts.media_type};base64,{data}"
+        data = self._files.read(self._owner, file.hash, "content")
+        url = data_url(file.facts.media_type, data)
         if file.facts.kind == "image":
             return {"type": "image_url", "image_url": {"url": url}}
         return FilePart(attachment.name, url, self._text(attachment, file.facts.text_chars))
@@ -130,6 +131,12 @@ class FileContents:
         elif facts.is_cut:
             extent = f" ({facts.extent})"
         return f"# {attachment.name}{extent}\n\n{text or '(No text was found in this file.)'}"
+
+
+def data_url(media_type: str, data: bytes) -> str:
+    """The data: URL of a file, made in pieces: 20 MB at once would hold up other threads."""
+    pieces = (base64.b64encode(data[at : at + PIECE]).decode() for at in range(0, len(data), PIECE))
+    return "".join((f"data:{media_type};base64,", *pieces))
 
 
 def check_limits(config: Config, number: int, files: Collection[StoredFile]) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from halt.core.connection import UpstreamConnection
 from halt.core.events import Content, Delta, ToolCall, ToolCallDelta
+from halt.core.json_pieces import json_pieces
 from halt.model_info import ModelGroup
 
 _NAME = "^[A-Za-z0-9_-]{8,64}"
@@ -254,7 +255,10 @@ _OPTIONS = [name for name in ChatRequest.__struct_fields__ if name not in {"id",
 
 def fingerprint(messages: list[Message]) -> str:
     """A hash of the messages, which identifies the prompt."""
-    return hashlib.blake2b(msgspec.json.encode(messages), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for piece in json_pieces(messages):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 class Unfinished(Message):

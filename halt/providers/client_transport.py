@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import httpx2
-import msgspec
 
 from halt.clock import now
 from halt.core.connection import NoData
+from halt.core.json_pieces import json_pieces
 from halt.errors import UpstreamError
 from halt.transport.http1 import REFUSAL_MAX, Body
 from halt.transport.pool import Transport
@@ -104,11 +104,17 @@ def post(client: Any, path: str, body: dict[str, Any], stream: type[Any]) -> htt
     `chat.completions.create` compares each message with the types of all messages, which takes
     145 us of CPU per message (290 ms for 2,000 messages, 1 MB; 0.8 ms here) and changes nothing in
     them.
+
+    A body with images is sent in pieces, since every copy of it would hold up other threads.
     """
+    pieces = json_pieces(body)
+    is_whole = len(pieces) == 1
+    length = {} if is_whole else {"Content-Length": str(sum(map(len, pieces)))}
     response: httpx2.Response = client.post(
         path,
         cast_to=httpx2.Response,
-        content=msgspec.json.encode(body),
+        content=pieces[0] if is_whole else pieces,
+        options={"headers": length},
         stream=True,
         stream_cls=stream,
     )

@@ -38,9 +38,14 @@ class NoResponse(httpx2.ReadError):
 
 def serialize(
     request: httpx2.Request, target: bytes | None = None, extra: list[bytes] | None = None
-) -> bytes:
-    """The bytes of a request. `target` replaces its path, `extra` are further header lines."""
-    content = request.read()
+) -> list[bytes]:
+    """The bytes of a request in pieces: one piece, unless its body has several.
+
+    `target` replaces its path, `extra` are further header lines.
+    """
+    stream = request.stream
+    assert isinstance(stream, httpx2.SyncByteStream)  # noqa: S101 - for the type checker
+    first, *rest = stream
     target = target or request.url.raw_path
     head = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), target), *(extra or ())]
     # Compression would delay events: a compressor buffers its input.
@@ -48,7 +53,7 @@ def serialize(
     head += [b"%b: %b" % (k, v) for k, v in request.headers.raw if k.lower() not in skip]
     if any(b"\r" in line or b"\n" in line for line in head):
         raise httpx2.LocalProtocolError("a header holds a line break", request=request)
-    return b"\r\n".join((*head, b"Accept-Encoding: identity", b"", content))
+    return [b"\r\n".join((*head, b"Accept-Encoding: identity", b"", first)), *rest]
 
 
 def read_head(

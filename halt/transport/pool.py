@@ -272,12 +272,13 @@ class Transport(httpx2.BaseTransport):
         key: _Key,
         sock: socket.socket,
         request: httpx2.Request,
-        message: bytes,
+        message: list[bytes],
     ) -> httpx2.Response:
         try:
             connection.attach(sock)
             try:
-                sock.sendall(message)
+                for piece in message:
+                    sock.sendall(piece)
             except OSError as exc:
                 raise httpx2.WriteError(str(exc), request=request) from exc
             sent_at = now()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import io
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from halt.chat.file_contents import data_url
 from halt.config.providers import Kind, ProviderSettings
+from halt.core.json_pieces import PIECE
 from halt.core.request import FilePart, Message, Upstream, files_as_text, has_data
 from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
@@ -54,6 +59,21 @@ def test_image_and_file_arrive_as_they_are(make: Make) -> None:
     assert answer.text == (
         f"1 image: image/png 40x30. 1 file: application/pdf a.pdf {size} bytes. Look."
     )
+
+
+def test_large_image_arrives_whole_in_a_body_of_known_length(make: Make, fake: FakeOpenAI) -> None:
+    """A body that is sent in pieces is the same JSON: many servers take no chunked bodies."""
+    noise = io.BytesIO()
+    Image.frombytes("RGB", (700, 500), random.Random(1).randbytes(700 * 500 * 3)).save(noise, "PNG")
+    url = data_url("image/png", noise.getvalue())
+    assert len(url) > 4 * PIECE
+    parts = [{"type": "image_url", "image_url": {"url": url}}, LOOK]
+    upstream = make()
+    for _ in range(2):  # the second on the connection of the first
+        answer = request_answer(upstream, "vision", messages=[Message("user", parts)])
+        assert answer.text == "1 image: image/png 700x500. Look."
+    assert "transfer-encoding" not in fake.requests[0].headers
+    assert base64.b64decode(url.partition(",")[2]) == noise.getvalue()
 
 
 @pytest.mark.parametrize("status", [400, 413, 422, 500])
