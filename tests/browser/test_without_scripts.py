@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, FilePayload, expect
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import PATIENCE
+from tests.support.files import image
 from tests.support.halt_server import HaltServer, request_record
 from tests.support.reverse_proxies import nginx_below_path
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
@@ -42,6 +43,28 @@ def test_message_without_scripts_is_sent(
             wait_until(lambda: not running.count() or not page.reload(), SERVER_TIMEOUT)
         assert not any("message" in address.partition("?")[2] for address in addresses)
         context.close()
+
+
+def test_files_without_scripts_are_sent(browser: Browser, halt: HaltServer) -> None:
+    """Without scripts the browser's own field takes files, and Send sends them, twice."""
+    context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.goto(halt.url)
+    for count, name in enumerate(("first.png", "second.png"), 1):
+        picture: FilePayload = {"name": name, "mimeType": "image/png", "buffer": image(count, 9)}
+        page.locator("#composer [name=files]").set_input_files(picture)
+        page.locator("#prompt").fill(f"Picture {count}")
+        expect(page.locator("#attach")).to_be_hidden()
+        page.locator("#send").click()
+        expect(page.get_by_role("img", name=name)).to_be_visible()
+        expect(page.locator("#messages")).to_contain_text(f"Picture {count}")
+        assert re.search(r"/c/[^/]+$", page.url)
+        wait_until(
+            lambda: not page.locator("[data-state=running]").count() or not page.reload(),
+            SERVER_TIMEOUT,
+        )
+    context.close()
 
 
 def test_model_without_scripts_is_chosen_in_a_list(browser: Browser, halt: HaltServer) -> None:

@@ -99,11 +99,12 @@ def stop(conversation_id: str) -> Response:
 
 
 def _to_conversation(conversation_id: str) -> Response:
-    """A redirect from an address below the conversation's.
+    """A redirect from an address below the conversation's, or `/files/messages/ID`.
 
     It is relative, because a proxy may serve Halt under a path that Halt does not know.
     """
-    return Response(status=303, headers={"Location": f"../{conversation_id}"})
+    folder = "../../c" if request.blueprint == "files" else ".."
+    return Response(status=303, headers={"Location": f"{folder}/{conversation_id}"})
 
 
 def regenerate(conversation_id: str) -> Response:
