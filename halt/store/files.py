@@ -58,7 +58,8 @@ class Files:
         """Store a file; of one that is stored already only the time is changed.
 
         `parts` gives the bytes of a role in pieces of at most PART. `max_bytes`: of all files of
-        the person. Returns the file as it is stored. Raises TooLarge beyond `max_bytes`.
+        the person. Returns the file as it is stored. Raises TooLarge beyond `max_bytes`;
+        UnknownFile if the file was removed meanwhile, with its person.
         """
         if (stored := self._begin(owner, file, max_bytes)) is not None:
             return stored
@@ -66,7 +67,16 @@ class Files:
             for number, data in enumerate(parts(role)):
                 self._add(owner, file.hash, role, number, data)
         with self._database.writing() as connection:
-            connection.execute(update(files).where(*_is(owner, file.hash)).values(complete=True))
+            completed = update(files).where(*_is(owner, file.hash)).values(complete=True)
+            is_there = connection.execute(completed).rowcount > 0
+            if not is_there:
+                connection.execute(
+                    delete(file_parts).where(
+                        file_parts.c.owner == owner, file_parts.c.hash == file.hash
+                    )
+                )
+        if not is_there:
+            raise UnknownFile("The file was removed while it was kept. Attach it again.")
         return file
 
     def _begin(self, owner: str, file: StoredFile, max_bytes: int) -> StoredFile | None:

@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from halt.people.accounts import new_link
 from halt.people.known import digest_of
 from halt.people.passwords import Passwords
 from halt.store.accounts import AccountRow
+from tests.support.files import save
 from tests.support.halt_server import ROOT, halt_environment
 from tests.support.pseudo_terminal import Terminal
-from tests.support.stores import Chat, open_store
+from tests.support.stores import WORKER, Chat, open_store
 
 PASSWORD = "a good password"
 
@@ -135,6 +137,12 @@ def test_removal_exports_first_and_finishes_one_that_was_interrupted(
     with open_store(users.folder) as store:
         Chat(store, "chat-of-ann", person.id).add_exchange("Pineapple?", "Yes.")
         Chat(store, "died-of-ann", person.id).ask("Its worker has died")
+        file_hash = save(store, b"pineapple", person.id).hash
+        chat = Chat(store, "files-of-ann", person.id)
+        store.turns.add_prompt(
+            chat.name, person.id, "", [("a", "")], worker=WORKER, files=[(file_hash, "a.txt")]
+        )
+        chat.end(chat.key("a"), "Yes.")
         store.accounts.begin_removal(person.id)
         _, link = new_link()
         store.accounts.set_link(person.id, link)
@@ -142,11 +150,18 @@ def test_removal_exports_first_and_finishes_one_that_was_interrupted(
     assert "is being removed" in users.run("add", "Ann", input=f"{PASSWORD}\n").output
     file = tmp_path / "ann.json"
     removed = users.run("remove", "Ann", "--yes", "--export", str(file))
-    assert removed.output.splitlines() == [f"Wrote 2 chats to {file}.", "Removed Ann with 2 chats."]
+    assert removed.output.splitlines() == [f"Wrote 3 chats to {file}.", "Removed Ann with 3 chats."]
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     exported = json.loads(file.read_bytes())
     assert exported["format"] == "halt-conversations"
-    assert {chat["id"] for chat in exported["conversations"]} == {"chat-of-ann", "died-of-ann"}
+    assert {chat["id"] for chat in exported["conversations"]} == {
+        "chat-of-ann",
+        "died-of-ann",
+        "files-of-ann",
+    }
+    assert exported["files"] == [
+        {"hash": file_hash, "type": "text/plain", "data": b64encode(b"pineapple").decode()}
+    ]
     assert users.run("list").output.startswith("There are no accounts.")
 
 

@@ -18,7 +18,8 @@ from halt.store.people import PersonRow
 from halt.store.sign_ins import SignIn
 from halt.store.store import Store
 from halt.store.tables import metadata
-from tests.support.stores import Chat
+from tests.support.files import save
+from tests.support.stores import WORKER, Chat
 
 
 def add(store: Store, name: str) -> PersonRow:
@@ -103,6 +104,13 @@ def test_removal_leaves_no_row_of_the_person(store: Store) -> None:
             chat = Chat(store, f"{person.name}-chat-{n}", person.id)
             chat.end(chat.ask("Pineapple?"), "Pineapple.")
         Chat(store, f"{person.name}-runs", person.id).ask("Pineapple?")
+        hashes = [save(store, b"%d" % n, person.id).hash for n in range(5)]  # one is not sent
+        chat = Chat(store, f"{person.name}-files", person.id)
+        key, attached = chat.new_stream(), [(file_hash, "a.txt") for file_hash in hashes[1:]]
+        store.turns.add_prompt(
+            chat.name, person.id, "Look.", [(key.id, "")], worker=WORKER, files=attached
+        )
+        chat.end(key, "I see.")
         store.named_prompts.save(person.id, NamedPrompt("A name", "A text"))
         sign_in(store, person.id, f"browser of {person.name}")
         store.sign_ins.add_token(person.id, f"token of {person.name}", "A script")
@@ -129,3 +137,8 @@ def test_removal_leaves_no_row_of_the_person(store: Store) -> None:
     assert not [row for row in rows if ann.id in row or "Ann-chat-1" in row]
     assert len(store.search.find(bob.id, "pineapple", limit=50).items) == 25
     assert len(store.sign_ins.tokens(bob.id)) == 1
+    assert store.files.many(ann.id, hashes) == {}
+    assert [store.files.read(bob.id, one, "content") for one in hashes] == [
+        b"%d" % n for n in range(5)
+    ]
+    assert len(chat.last_exchange().files) == 4

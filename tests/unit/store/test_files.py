@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import func, select, update
 
 from halt.errors import TooLarge
+from halt.files.facts import Facts, Role
 from halt.store.files import PART, UNFINISHED_FOR, UNUSED_FOR
-from halt.store.models import UnknownFile
+from halt.store.models import StoredFile, UnknownFile
 from halt.store.retention import DELETED_FOR
 from halt.store.store import Store
 from halt.store.tables import file_parts, files
@@ -150,6 +152,62 @@ def test_file_goes_with_the_last_conversation_that_has_it(store: Store) -> None:
     assert rows(store) == (1, 2)
     sweep(store, DELETED_FOR + 60)
     assert rows(store) == (0, 0)
+
+
+def test_deleted_conversation_is_restored_with_its_files(chat: Chat) -> None:
+    """A deletion that is undone within its time loses no file."""
+    file = save(chat.store, owner=chat.owner)
+    ask_with(chat, (file.hash, "a.txt"))
+    chat.store.conversations.delete(chat.name, chat.owner)
+    sweep(chat.store, DELETED_FOR - 60)
+    chat.store.conversations.undelete(chat.name, chat.owner)
+    sweep(chat.store, 10 * DELETED_FOR)
+    assert names(chat) == [["a.txt"]]
+    assert chat.store.files.read(chat.owner, file.hash, "content") == b"content"
+
+
+def test_file_whose_person_is_removed_while_it_is_stored_leaves_nothing(store: Store) -> None:
+    """The parts that come after the removal go too."""
+    content = b"x" * (2 * PART)
+    facts = Facts("text", "text/plain", "TXT", 3)
+
+    def parts(role: Role) -> Iterator[bytes]:
+        yield content[:PART]
+        store.accounts.remove("anna")
+        yield content[PART:]
+
+    with pytest.raises(UnknownFile):
+        store.files.save(
+            "anna", StoredFile("0" * 64, facts, {"content": len(content)}), parts, max_bytes=10**9
+        )
+    assert rows(store) == (0, 0)
+
+
+def test_unused_files_are_removed_at_once_and_others_stay(store: Store) -> None:
+    """What a failed import has added goes; a message's file stays."""
+    chat = Chat(store)
+    used, unused = save(store, b"used").hash, save(store, b"unused").hash
+    ask_with(chat, (used, "a.txt"))
+    save(store, b"unused", "ben")
+    store.files.remove_unused("anna", [used, unused])
+    store.files.remove_unused("anna", [])
+    assert store.files.many("anna", [used, unused]).keys() == {used}
+    assert store.files.read("ben", unused, "content") == b"unused"
+    assert rows(store) == (2, 4)
+
+
+def test_refreshed_file_is_kept_for_another_day(store: Store) -> None:
+    """An import refers to a file that was uploaded before and is not sent yet."""
+    file = save(store)
+    with store.database.writing() as connection:
+        connection.execute(update(files).values(unused_since=time.time() - UNUSED_FOR - 60))
+    assert store.files.refresh("anna", file.hash)
+    assert not store.files.refresh("ben", file.hash)
+    sweep(store, 0)
+    assert rows(store) == (1, 2)
+    with store.database.writing() as connection:
+        connection.execute(update(files).values(complete=False))
+    assert not store.files.refresh("anna", file.hash)
 
 
 def test_discarded_prompt_leaves_its_files_for_a_day(chat: Chat) -> None:
