@@ -16,6 +16,7 @@ class Abilities(msgspec.Struct, frozen=True, omit_defaults=True):
     tools: bool | None = None
     thinking: bool | None = None
     pdf: bool | None = None  # whether it reads PDFs
+    parts_bytes: int | None = None  # of the images and PDFs of one request, before base64
     # US dollars per million tokens:
     input_price: float | None = None
     cached_price: float | None = None  # of prompt tokens that the provider had cached
@@ -70,3 +71,16 @@ class ModelGroup(NamedTuple):
     def of(cls, title: str, names: Sequence[str]) -> ModelGroup:
         """A group of models of which only the names are known."""
         return cls(title, [ModelInfo(name, name) for name in names])
+
+
+def with_abilities(groups: Sequence[ModelGroup], default: Abilities) -> list[ModelGroup]:
+    """The groups, whose models have the abilities of `default` that are not known of them."""
+    return [
+        group._replace(
+            models=[
+                model._replace(abilities=default.replaced_by(model.abilities))
+                for model in group.models
+            ]
+        )
+        for group in groups
+    ]

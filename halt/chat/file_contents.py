@@ -22,6 +22,8 @@ from halt.store.prompt_messages import Contents, PathMessage
 
 #: Parts of one request. Anthropic's API takes only smaller images where there are more.
 PARTS_MAX = 20
+#: Of all PDFs that are sent as parts of one request; OpenAI and Anthropic take no more.
+PDF_PAGES_MAX, PDF_BYTES_MAX = 100, 23_000_000
 #: Characters of a text of which only the beginning fits; shorter ones are left out.
 BEGINNING_MIN = 500
 PIECE = 3 * 65_536  # bytes that are encoded at once; divisible by 3, so that no padding is within
@@ -57,13 +59,15 @@ class FileContents:
     ) -> None:
         """`max_bytes`: of all parts, before they are encoded; `max_chars`: of all messages.
 
-        Raises ImagesNotRead.
+        Raises ImagesNotRead, TooLarge.
         """
         self._files = files
         self._owner = owner
         self._abilities = abilities
         self._parts: set[str] = set()  # the hashes of the files that are sent as parts
         self._chars: dict[str, int] = {}  # of the texts that are sent, by the hash
+        self._pdf_pages, self._pdf_bytes = PDF_PAGES_MAX, PDF_BYTES_MAX  # that are left
+        max_bytes = min(max_bytes, abilities.parts_bytes or max_bytes)
         prompts = [turn for turn in turns if turn.role == "user"]
         if abilities.images is False and prompts and _has_image(prompts[-1].files):
             raise ImagesNotRead("This model does not read images. Choose another model.")
@@ -71,6 +75,8 @@ class FileContents:
         for turn in reversed(prompts):
             for attachment in turn.files:
                 max_bytes, chars = self._plan(attachment, max_bytes, chars)
+            if turn is prompts[-1]:
+                self._check_images(turn.files)
 
     def _plan(self, attachment: Attachment, max_bytes: int, chars: int) -> tuple[int, int]:
         """Decide what is sent of a file; returns what is left of the limits."""
@@ -78,9 +84,12 @@ class FileContents:
         if file.hash in self._parts or file.hash in self._chars:
             return max_bytes, chars
         size = file.sizes["content"]
-        is_part = self._abilities.pdf is True if facts.kind == "pdf" else facts.kind == "image"
+        is_part = self._fits_as_pdf(file) if facts.kind == "pdf" else facts.kind == "image"
         if is_part and size <= max_bytes and len(self._parts) < PARTS_MAX:
             self._parts.add(file.hash)
+            if facts.kind == "pdf":
+                self._pdf_pages -= facts.pages
+                self._pdf_bytes -= size
             return max_bytes - size, chars
         if facts.kind == "image":
             return max_bytes, chars
@@ -90,6 +99,21 @@ class FileContents:
             return max_bytes, chars
         self._chars[file.hash] = fits
         return max_bytes, chars - fits
+
+    def _fits_as_pdf(self, file: StoredFile) -> bool:
+        is_small = file.facts.pages <= self._pdf_pages and file.sizes["content"] <= self._pdf_bytes
+        return self._abilities.pdf is True and is_small
+
+    def _check_images(self, attached: tuple[Attachment, ...]) -> None:
+        """Raise TooLarge if an image of the last prompt would not be sent."""
+        files = [attachment.file for attachment in attached]
+        if all(file.hash in self._parts for file in files if file.facts.kind == "image"):
+            return
+        limit = self._abilities.parts_bytes
+        size = f" of {limit / 1e6:,.0f} MB in all" if limit else ""
+        raise TooLarge(
+            f"A message to this model has at most {PARTS_MAX} images{size}.", field="file"
+        )
 
     def contents(self, prompt: str, attached: tuple[Attachment, ...]) -> Contents:
         """The content of a prompt with files. Raises UnknownFile, StoreUnavailable."""

@@ -363,7 +363,7 @@ class ChatService:
             made: dict[Any, list[Message]] = {}  # most models get the same
             for answer, prompt in zip(pending_answers, prompts, strict=True):
                 abilities = self.abilities(answer.requested_model) if path.has_files else UNKNOWN
-                key = prompt, abilities.images, abilities.pdf
+                key = prompt, abilities.images, abilities.pdf, abilities.parts_bytes
                 if key not in made:
                     made[key] = self._messages(conversation.owner, path, prompt, abilities)
                 messages = made[key]
@@ -384,7 +384,7 @@ class ChatService:
     def _messages(
         self, owner: str, path: PromptPath, prompt: str, abilities: Abilities
     ) -> list[Message]:
-        """The messages for a model. Raises ImagesNotRead, UnknownFile."""
+        """The messages for a model. Raises ImagesNotRead, TooLarge, UnknownFile."""
         if not path.has_files:
             return path.messages(prompt)
         contents = FileContents(

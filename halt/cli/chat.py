@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from halt.chat.figures import answer_figures
 from halt.chat.file_contents import ImagesNotRead
 from halt.cli.answer import STOPPED, Outcome, TerminalAnswer, model_of, on_signals
@@ -241,7 +243,9 @@ class Chat:
     def _abilities(self) -> Abilities:
         """What is known of the model."""
         known = self._source.abilities(self._model)
-        return Abilities(images=False, pdf=known.pdf) if self._model in self._refusing else known
+        if self._model not in self._refusing:
+            return known
+        return msgspec.structs.replace(known, images=False)
 
     def _note_end(self, outcome: Outcome, model: str) -> None:
         ended, receipt = outcome.ended, outcome.receipt

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx2
-import msgspec
 import openai
 
 from halt.config.addresses import is_openai_url
@@ -22,7 +21,7 @@ from halt.config.providers import ProviderSettings
 from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply
 from halt.errors import UpstreamError
-from halt.model_info import ModelGroup
+from halt.model_info import Abilities, ModelGroup, with_abilities
 from halt.providers.base import REMEMBERED_MAX, Provider
 from halt.providers.chat_completions import ChatDecoder
 from halt.providers.client_transport import NOWHERE, http_client, post, warm_up
@@ -259,21 +258,12 @@ class OpenAIUpstream(Provider):
             self._owned_by = {model.name: model.owned_by for model in models}
 
     def catalog(self, connection: UpstreamConnection) -> list[ModelGroup]:
+        """The list of OpenAI has no abilities: its models with vision read PDFs.
+
+        https://platform.openai.com/docs/guides/pdf-files. One that refuses a file gets its text.
+        """
         groups = super().catalog(connection)
-        return [_reading_pdf(group) for group in groups] if self._on_openai else groups
-
-
-def _reading_pdf(group: ModelGroup) -> ModelGroup:
-    """The models of OpenAI, whose list has no abilities: its models with vision read PDFs.
-
-    https://platform.openai.com/docs/guides/pdf-files. One that refuses a file gets its text.
-    """
-    return group._replace(
-        models=[
-            model._replace(abilities=msgspec.structs.replace(model.abilities, pdf=True))
-            for model in group.models
-        ]
-    )
+        return with_abilities(groups, Abilities(pdf=True)) if self._on_openai else groups
 
 
 def _renamed(options: dict[str, Any], refused: set[str]) -> dict[str, Any]:

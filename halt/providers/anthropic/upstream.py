@@ -6,6 +6,7 @@ import logging
 import re
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import anthropic
 import httpx2
@@ -13,6 +14,7 @@ import httpx2
 from halt.config.providers import ProviderSettings
 from halt.core.connection import UpstreamConnection
 from halt.core.request import ChatRequest, Reply
+from halt.model_info import Abilities, ModelGroup, with_abilities
 from halt.providers.anthropic.request import bad_request, body_of, may_think
 from halt.providers.anthropic.stream import MessagesDecoder
 from halt.providers.base import Provider
@@ -21,6 +23,8 @@ from halt.providers.continuation import ContinuationMode
 from halt.transport.pool import Transport
 
 MESSAGES = "/v1/messages"
+#: A request has at most 32 MB, in base64: 1 MB of it for the texts.
+ON_ANTHROPIC = Abilities(pdf=True, parts_bytes=23_000_000)
 MODELS_MAX = 1000  # of one page of the list, the API's maximum
 #: The end of an address that was copied with the path of a request; it is removed.
 ENDPOINT = re.compile(r"(?<!/)/++(?:v1(?:/++(?:messages|models|complete))?|messages)?/*+$")
@@ -151,6 +155,15 @@ class AnthropicUpstream(Provider):
         if budget >= BUDGET_MIN:
             body = {**body, "thinking": {"type": "enabled", "budget_tokens": budget}}
         return create(body)
+
+    def catalog(self, connection: UpstreamConnection) -> list[ModelGroup]:
+        """Anthropic's own server takes requests of 32 MB, and all its models read PDFs.
+
+        https://docs.claude.com/en/api/overview#request-size-limits
+        """
+        groups = super().catalog(connection)
+        is_own = urlsplit(self._base).hostname == "api.anthropic.com"
+        return with_abilities(groups, ON_ANTHROPIC) if is_own else groups
 
     def _request_models(self) -> httpx2.Response:
         return self._models.list(limit=MODELS_MAX).http_response

@@ -11,6 +11,7 @@ import pytest
 
 from halt.chat.file_contents import PARTS_MAX, FileContents, ImagesNotRead
 from halt.core.request import FilePart
+from halt.errors import TooLarge
 from halt.files.facts import Facts, Kind, Role
 from halt.model_info import UNKNOWN, Abilities
 from halt.store.models import Attachment, StoredFile
@@ -143,3 +144,28 @@ def test_newest_texts_fit_into_the_request(store: Store) -> None:
     assert str(older).startswith("# 1.txt (the first 2,")
     assert newest == f"# 2.txt\n\n{'2' * 5_000}\n\n2.txt"
     assert len(str(oldest) + str(older) + str(newest)) <= 8_000
+
+
+def test_pdf_beyond_the_limits_of_providers_goes_as_text(store: Store) -> None:
+    """At most 100 pages in a request are sent as PDFs, the newest first."""
+    long, short, newest = (
+        attach(store, f"{n}.pdf", "pdf", text=f"Text {n}.", pages=n, text_pages=n)
+        for n in (101, 60, 50)
+    )
+    made = contents(store, ("a", [short]), ("b", [newest]), ("c", [long]), abilities=READS_PDF)
+    assert made[0] == "# 60.pdf\n\nText 60.\n\na"
+    assert isinstance(made[1], list)
+    assert made[2] == "# 101.pdf\n\nText 101.\n\nc"
+
+
+def test_new_images_beyond_the_providers_limit_are_refused(store: Store) -> None:
+    """No image of the last prompt is left out silently; earlier ones are named."""
+    images = [attach(store, f"{n}.png", "image", content=bytes([n]) * 10) for n in range(3)]
+    small = Abilities(parts_bytes=25)
+    made = contents(store, ("a", images[:1]), ("b", images[1:]), abilities=small)
+    assert made[0] == "[image: 0.png]\n\na"
+    with pytest.raises(TooLarge, match=r"at most 20 images of 0 MB in all"):
+        contents(store, ("a", images), abilities=small)
+    many = [attach(store, f"m{n}.png", "image") for n in range(PARTS_MAX + 1)]
+    with pytest.raises(TooLarge, match=r"at most 20 images\."):
+        contents(store, ("a", many))

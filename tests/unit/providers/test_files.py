@@ -13,8 +13,10 @@ from PIL import Image
 
 from halt.chat.file_contents import data_url
 from halt.config.providers import Kind, ProviderSettings
+from halt.core.connection import UpstreamConnection
 from halt.core.json_pieces import PIECE
 from halt.core.request import FilePart, Message, Upstream, files_as_text, has_data
+from halt.model_info import UNKNOWN, Abilities
 from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
 from halt.transport.pool import Transport
@@ -113,6 +115,27 @@ def test_other_fault_is_shown_at_once(make: Make, fake: FakeOpenAI, model: str) 
     """A wrong key, a rate limit or an outage does not speak of files."""
     assert request_answer(make(), model, messages=WITH_FILE).fault is not None
     assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "address", "abilities"),
+    [
+        ("openai", "https://api.openai.com/v1", Abilities(pdf=True)),
+        ("openai", "https://llm.example/v1", UNKNOWN),
+        ("azure", "https://a.openai.azure.com", UNKNOWN),
+        ("anthropic", "https://api.anthropic.com", Abilities(pdf=True, parts_bytes=23_000_000)),
+        ("anthropic", "https://llm.example", UNKNOWN),
+    ],
+)
+def test_models_that_read_pdfs_are_known_by_their_server(
+    kind: Kind, address: str, abilities: Abilities
+) -> None:
+    """Where the list of models does not say it, the two providers' own models read PDFs."""
+    settings = ProviderSettings(name="a", kind=kind, base_url=address, key=KEY, models=("m",))
+    upstream = make_provider(settings, Transport(WAIT_TIMEOUT))
+    (group,) = upstream.catalog(UpstreamConnection())
+    upstream.close()
+    assert [model.abilities for model in group.models] == [abilities]
 
 
 def test_files_as_text_makes_one_text_of_texts() -> None:
