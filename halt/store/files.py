@@ -10,6 +10,7 @@ after UNFINISHED_FOR (`halt.store.retention`).
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -39,6 +40,7 @@ PART = 1_000_000  # bytes of a row
 UNUSED_FOR, UNFINISHED_FOR = 86_400.0, 3_600.0
 
 _KEY = ["owner", "hash"]
+_HASH = re.compile(r"[0-9a-f]{64}")  # PostgreSQL refuses a text with a NUL
 
 
 class Files:
@@ -202,6 +204,7 @@ def _is(owner: str, file_hash: str) -> tuple[ColumnElement[bool], ...]:
 
 def many(connection: Connection, owner: str, hashes: Collection[str]) -> dict[str, StoredFile]:
     """The complete ones of these files of a person, by their hashes."""
+    hashes = [file_hash for file_hash in hashes if _HASH.fullmatch(file_hash)]
     if not hashes:
         return {}
     query = select(*_FILE).where(

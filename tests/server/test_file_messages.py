@@ -205,6 +205,22 @@ def test_discarded_prompt_returns_its_files(client: Client) -> None:
     assert shown_files(again) == files
 
 
+def test_withdrawn_prompt_returns_its_files(client: Client, shared_fake: FakeOpenAI) -> None:
+    """A Stop before any text returns the prompt: the next one replaces it, with the same files."""
+    prompt = f"/fake silent_first_token {secrets.token_hex(8)}"
+    file = uploaded(client, image(14, 9))["id"]
+    stream_id = secrets.token_urlsafe(16)
+    path, sent = send(client, prompt, [(file, "a.png")], id=stream_id)
+    assert sent.status == 200
+    assert client.stop(stream_id).json["status"] == "stopped"
+    assert shown_files(wait_done(client, path)) == []
+    assert client.get(f"/files/{file}").status == 200
+    _, again = send(client, "Another", [(file, "again.png")], path)
+    assert again.status == 200
+    assert shown_files(wait_done(client, path)) == [(file, "again.png")]
+    assert client.get(f"/files/{file}").status == 200
+
+
 def test_later_prompt_sends_the_files_of_earlier_ones(
     client: Client, shared_fake: FakeOpenAI
 ) -> None:

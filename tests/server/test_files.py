@@ -19,6 +19,7 @@ from tests.support.halt_server import HaltServer, StartHalt, settings
 from tests.support.http_client import Client, HttpResponse
 from tests.support.page_requests import PAGE_HEADERS
 from tests.support.uploads import multipart, send, upload, uploaded
+from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 HTML = b"<!doctype html><script>alert(1)</script>"
@@ -143,6 +144,50 @@ def test_file_that_cannot_be_read_is_refused(
     assert upload(client, b"The next file.").status == 201
 
 
+def pdf_objects(*objects: str) -> bytes:
+    """A PDF with these objects, without its table of them: readers search for the objects."""
+    body = "".join(f"{n} 0 obj\n{text}\nendobj\n" for n, text in enumerate(objects, 1))
+    return f"%PDF-1.4\n{body}trailer<</Root 1 0 R/Size {len(objects) + 1}>>\n".encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(
+            pdf_objects("<</Type/Catalog/Pages 2 0 R>>", "<</Type/Pages/Kids[2 0 R]/Count 9>>"),
+            id="pages in themselves",
+        ),
+        pytest.param(
+            pdf_objects(
+                "<</Type/Catalog/Pages 2 0 R>>",
+                "<</Type/Pages/Kids[3 0 R]/Count 2000000000>>",
+                "<</Type/Page/Parent 2 0 R>>",
+            ),
+            id="two billion pages",
+        ),
+        pytest.param(
+            pdf_objects(
+                "<</Type/Catalog/Pages 2 0 R>>",
+                "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+                "<</Type/Page/Parent 2 0 R/Contents 4 0 R>>",
+                "<</Length 5 0 R>>stream\nBT",
+                "5 0 R",
+            ),
+            id="a length that is itself",
+        ),
+        pytest.param(b"%PDF-1.4\n" + b"1 0 obj\n<<" * 500_000, id="objects without an end"),
+        pytest.param(b"%PDF-1.4\nxref\n0 1\ntrailer<</Prev 9>>\nstartxref\n9\n", id="a loop"),
+    ],
+)
+def test_pdf_without_an_end_has_one(client: Client, data: bytes) -> None:
+    """It is refused, or what can be read of it is taken; the next file is read at once."""
+    answer = upload(client, data, "a.pdf")
+    assert answer.status in {201, 422}
+    if answer.status == 422:
+        assert answer.error["code"] == "file_unreadable"
+    assert upload(client, b"The next file.").status == 201
+
+
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
@@ -237,6 +282,20 @@ def test_files_are_taken_from_no_other_site(client: Client) -> None:
     for path, headers in (("/files?name=a.txt", other), ("/files/messages/c", kind | other)):
         refused = client.request("POST", path, body, headers)
         assert refused.status == 403
+
+
+def test_download_gives_its_place_back(start_halt: StartHalt, fake: FakeOpenAI) -> None:
+    """A download holds a reader's place: also of a client that leaves in its middle."""
+    client = start_halt(fake, HALT_MAX_STREAMS=1).client()
+    client.get("/")
+    path = f"/files/{uploaded(client, text_file(15 * MEGABYTE))['id']}/download"
+    slow = client.connect(receive_buffer=4096)
+    client.send(slow, "GET", path)
+    assert slow.getresponse().read(10)
+    assert client.get(path).error["code"] == "at_capacity"
+    slow.close()
+    wait_until(lambda: client.request("HEAD", path).status == 200, SERVER_TIMEOUT)
+    wait_until(lambda: client.get(path).status == 200, SERVER_TIMEOUT)
 
 
 # --- limits ---------------------------------------------------------------------------------------

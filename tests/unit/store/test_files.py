@@ -100,7 +100,7 @@ def test_prompt_has_its_files_in_order(chat: Chat) -> None:
 def test_files_of_others_and_unknown_ones_are_refused(chat: Chat) -> None:
     """Nothing of a refused prompt is kept."""
     theirs = save(chat.store, b"secret", "somebody").hash
-    for file_hash in (theirs, "0" * 64):
+    for file_hash in (theirs, "0" * 64, theirs.upper(), "\0", ""):
         with pytest.raises(UnknownFile):
             ask_with(chat, (file_hash, "x.txt"))
     assert chat.store.conversations.summaries(chat.owner).items == ()
