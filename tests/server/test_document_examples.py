@@ -40,6 +40,7 @@ EXPECTED = {
     ("library.md", "Stop"): ["stopped closed\nTrue 0 "],
     ("library.md", "Callbacks"): ["\nstop\n"],
     ("library.md", "Tools"): ["20 degrees"],
+    ("library.md", "Images and files"): ["1 image: image/png 1x1."],
     ("library.md", "asyncio"): ["Why is the sky blue?And the sea?\n"],
     ("library.md", "Several models as one stream"): ["large Done("],
 }
@@ -48,6 +49,7 @@ EXPECTED = {
 PROMPTS = {
     "Write a long story.": "/fake stall?n=1",
     "Describe Rome.": "/fake stall",
+    "What is in this picture?": "/fake vision",
     "How warm is it in Paris?": "/fake tool_call?name=warmth&args=%7B%22city%22:%22Paris%22%7D",
 }
 
@@ -56,6 +58,12 @@ SET_UP = {
     ("using.md", "Export and import"): (
         "curl -s -o answer.html -H 'HX-Request: true' -d prompt=Hello "
         "http://127.0.0.1:8000/c/conversation-1/messages\n"
+    ),
+    ("library.md", "Images and files"): (
+        "from pathlib import Path\n"
+        "from PIL import Image\n"
+        "Image.new('L', (1, 1)).save('photo.png')\n"
+        "Path('notes.txt').write_text('Taken on Monday.\\n\\n')\n"
     ),
 }
 
