@@ -33,6 +33,7 @@ EXPECTED = {
     ("api.md", "Streams"): ["data: [DONE]", '"status":"finished"', "data: [DONE]"],
     ("api.md", "Text"): ["Count to ten."],
     ("api.md", "OpenAI clients"): ["Count to ten."],
+    ("api.md", "Images and files"): ["What is this?"],
     ("protocol.md", "WebSocket"): ["'type': 'done'"],
     ("using.md", "Export and import"): ["1 chat was imported."],
     ("tools.md", "Your own tools"): ["21.5 °C ['The first note']"],
@@ -55,6 +56,7 @@ PROMPTS = {
 
 #: Commands that run before an example.
 SET_UP = {
+    ("api.md", "Images and files"): 'open("photo.jpg", "wb").close()\n',
     ("using.md", "Export and import"): (
         "curl -s -o answer.html -H 'HX-Request: true' -d prompt=Hello "
         "http://127.0.0.1:8000/c/conversation-1/messages\n"

@@ -27,7 +27,7 @@ _REMEDIES = {
     "upstream_connect_timeout": _OTHER,
     "upstream_unreachable": "Check the network and the address, then try again.",
     "bad_request": "Change the message or the settings, or choose another model.",
-    "images_refused": "If this model reads no images, choose another model.",
+    "images_refused": "This model reads no images: choose another one.",
     "context_too_long": "Start a new chat, or choose a model that reads more.",
     "unauthorized": "Correct the key, or choose another model.",
     "key_needed": "Its field is on the page “Models”. Or choose another model.",
