@@ -231,31 +231,35 @@ class ChatService:
 
     def answer_with_pictures(
         self, owner: str, stream_id: str, message_id: int | None, timeout: float
-    ) -> tuple[Exchange, bool] | None:
+    ) -> tuple[Exchange | None, bool]:
         """An answer that has ended, after its pictures are kept; None if it is not shown.
 
-        False: they are not after `timeout` seconds. `message_id`: of the answer, where it is known;
-        there may be no generation with that ID.
+        False: that was not so within `timeout` seconds. `message_id`: of the answer, where it is
+        known; there may be no generation with that ID.
         """
         until = now() + timeout
         self.store_writer.wait_written(StreamKey(owner, stream_id), timeout)
         place = self.store.pictures.place(owner, stream_id, message_id)
-        answer = None if place is None else self._ended_answer(owner, *place)
-        if place is None or answer is None:
-            return None
+        if place is None:
+            return None, True
+        while (answer := self._answer(owner, *place)) is not None and answer.ended is None:
+            if now() >= until:  # another worker has not saved its end yet
+                return None, False
+            threading.Event().wait(WRITE_TICK_MAX)
+        if answer is None:
+            return None, True
         shown_id = answer.shown_version().answer_id
         self.pictures.look(owner, shown_id)
         is_over = self.pictures.wait(owner, shown_id, max(0.0, until - now()))
-        answer = self._ended_answer(owner, *place)
-        return None if answer is None else (answer, is_over)
+        return self._answer(owner, *place), is_over
 
-    def _ended_answer(self, owner: str, conversation_id: str, answer_id: int) -> Exchange | None:
-        """An answer that has ended; None if it is not shown."""
+    def _answer(self, owner: str, conversation_id: str, answer_id: int) -> Exchange | None:
+        """An answer; None if it is not shown."""
         with suppress(UnknownConversation):  # it was just deleted
             part = self.store.conversations.get(conversation_id, owner, around=answer_id, limit=1)
             for exchange in part.exchanges:
                 for answer in exchange.candidates:
-                    if answer.answer_id == answer_id and answer.ended is not None:
+                    if answer.answer_id == answer_id:
                         return answer
         return None
 

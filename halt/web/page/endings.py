@@ -69,16 +69,17 @@ def answer_ending(a: AnswerView) -> Markup:
     return Markup(  # noqa: S704 - escaped
         f'{_note(a)}<footer>\n<div class="actions">{_actions(a)}</div>\n'
         f"{versions_slot(a)}{_figures(a)}</footer>\n"
-        f'<template class="source">{escape(a.source)}</template>{pictures_slot(a)}'
+        f'<template class="source">{escape(a.source)}</template>'
+        f"{pictures_slot(a.id, a.pictures_address)}"
     )
 
 
-def pictures_slot(a: AnswerView, delay: str = "") -> Markup:
-    """The element that requests the answer's pictures, "" where none are awaited."""
-    if not a.pictures_address:
+def pictures_slot(stream_id: str, address: str, delay: str = "") -> Markup:
+    """The element that requests an answer's pictures, "" where none are awaited."""
+    if not address:
         return Markup()
     return Markup(  # noqa: S704 - escaped
-        f'<div id="pictures-{escape(a.id)}" hidden hx-get="{escape(a.pictures_address)}" '
+        f'<div id="pictures-{escape(stream_id)}" hidden hx-get="{escape(address)}" '
         f'hx-trigger="load{delay}" hx-swap="none"></div>'
     )
 

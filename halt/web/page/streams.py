@@ -44,6 +44,8 @@ MULTIPLEXED = frozenset({"h2", "h3"})
 
 #: Seconds that a request for an answer's pictures waits for them.
 PICTURES_WAIT = 2.0
+#: Pause of the page before it requests them again.
+PICTURES_PAUSE = "1s"
 
 
 class PageStream(EventStream):
@@ -111,15 +113,14 @@ def pictures(stream_id: str) -> str:
     After PICTURES_WAIT without them: an element that requests them again.
     """
     answer_id = message_id("message_id") if "message_id" in request.args else None
-    chat = services().chat
-    kept = chat.answer_with_pictures(owner(), checked_id(stream_id, "id"), answer_id, PICTURES_WAIT)
-    if kept is None:
-        return pictures_slot_message(stream_id, "")
-    exchange, is_over = kept
-    answer = view(exchange, None, chat.answer_progress, page_renderer())
+    stream_id, chat = checked_id(stream_id, "id"), services().chat
+    exchange, is_over = chat.answer_with_pictures(owner(), stream_id, answer_id, PICTURES_WAIT)
     if not is_over:
-        return pictures_slot_message(stream_id, pictures_slot(answer, " delay:1s"))
-    return pictures_messages(answer)
+        slot = pictures_slot(stream_id, request.full_path.rstrip("?"), f" delay:{PICTURES_PAUSE}")
+        return pictures_slot_message(stream_id, slot)
+    if exchange is None or exchange.ended is None:
+        return pictures_slot_message(stream_id, "")
+    return pictures_messages(view(exchange, None, chat.answer_progress, page_renderer()))
 
 
 def saving_status() -> str:
