@@ -10,11 +10,12 @@ import pytest
 from playwright.sync_api import ViewportSize, expect
 
 from halt.testing.fake_openai import FakeOpenAI, Record
-from tests.browser.chat import LOAD_ERRORS, numbers
+from tests.browser.chat import LOAD_ERRORS, numbers, send_files
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.list_tab import PHONE, WIDE, ListTab
 from tests.support.export_files import exported_conversation
+from tests.support.files import image, pdf
 from tests.support.halt_server import StartHalt, request_record
 
 # --- the list -------------------------------------------------------------------------------------
@@ -323,6 +324,23 @@ def test_search_hit_in_an_unselected_answer_is_unfolded(list_tab: ListTab) -> No
     list_tab.hits.click()
     expect(list_tab.page.get_by_text("A cormorant")).to_be_in_viewport()
     assert list_tab.page.evaluate("CSS.highlights.get('found').size") == 1
+
+
+def test_search_hit_by_a_name_marks_the_file(list_tab: ListTab) -> None:
+    """A prompt is found by the name of its file, also one without text."""
+    files = {"plan-of-pelicans.pdf": pdf(["Birds"]), "sky.png": image()}
+    for prompt in ("", "Look."):
+        send_files(list_tab.page.context, list_tab.chat.server.url, prompt, files)
+    hits = list_tab.hits.filter(has_text="You ·")  # the model's answers have the name too
+    for number, texts in ((0, 1), (1, 0)):
+        list_tab.search("pelicans pdf")
+        expect(hits).to_have_count(2)
+        expect(hits.nth(number).locator("mark")).to_have_text(["pelicans", "pdf"])
+        hits.nth(number).click()
+        found = list_tab.page.locator(".prompt.found")
+        expect(found.locator(".files")).to_contain_text("plan-of-pelicans.pdf")
+        expect(found.locator(".text")).to_have_count(texts)
+        list_tab.page.wait_for_function("CSS.highlights.get('found')?.size >= 2")
 
 
 # --- long conversations ---------------------------------------------------------------------------
