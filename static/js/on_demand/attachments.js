@@ -115,7 +115,7 @@ export const check = async form => {
 
 // --- a message that is sent when its files are there ---------------------------------------------
 let held = null; // its form
-const line = make("p", { className: "holding", textContent: "Sent when the files are there" });
+const line = make("p", { className: "holding", textContent: "Waiting for the files…" });
 
 const letGo = () => {
   held = null;
@@ -168,7 +168,7 @@ addEventListener("submit", event => {
 }, true);
 
 // --- a veil over the page while files are dragged ------------------------------------------------
-const cover = make("div", { className: "veil", hidden: true, textContent: "Drop to attach" });
+const cover = make("div", { className: "veil", hidden: true, ariaHidden: "true" }, make("p", {}, "Drop to attach"));
 document.body.append(cover);
 let entered = 0; // elements that the drag has entered and not left: it enters the next one first
 const uncover = () => {

@@ -69,11 +69,10 @@ export const drawFile = file => {
     body.append(make("progress", { max: 1, value, ariaLabel: `Uploading ${name}` }));
   }
   $(":scope > div", card).replaceWith(body);
-  $(".again", card)?.remove();
   if (fault && factsOf(file).again) {
-    const again = make("button", { type: "button", className: "again", textContent: "Try again" });
+    const again = make("button", { type: "button", textContent: "Try again" });
     again.addEventListener("click", () => factsOf(file).retry());
-    body.after(again);
+    body.append(again);
   }
 };
 

@@ -7,18 +7,19 @@ that run are held by the fake until the visit ends.
 from __future__ import annotations
 
 import contextlib
+import mimetypes
 import re
 import secrets
 import sqlite3
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, FilePayload, Locator, Page, expect
 
 from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import (
@@ -510,6 +511,95 @@ def files(visit: Visit) -> Chat:
     chat.page.goto(chat.server.url + path)
     chat.wait_state("done")
     return chat
+
+
+@state()
+def attached(visit: Visit) -> Chat:
+    """Files above the message field, one of which was not taken, and one that was not sent."""
+    chat = visit.open()
+    chat.allowed_problems = NETWORK_ERRORS
+    away = re.compile("files.name=offline")
+    chat.page.route(away, lambda route: route.abort())
+    attach(
+        chat,
+        {
+            "harbour.png": image(640, 480),
+            "contract.pdf": pdf([f"Page {n} of the contract." for n in range(12)]),
+            "דוח שנתי.txt": "שלום".encode(),
+            "program.bin": bytes(range(256)),
+            "offline.csv": b"a,b",
+        },
+    )
+    expect(chat.page.locator("#attached .failed")).to_have_count(2)
+    expect(chat.page.locator("#attached progress")).to_have_count(0)
+    return chat
+
+
+@state()
+def held_by_files(visit: Visit) -> Chat:
+    """A message that is sent when its files are uploaded."""
+    network = visit.cleanup.enter_context(Network(visit.stage.halt))
+    chat = visit.open(network)
+    chat.allowed_problems = NETWORK_ERRORS
+    network.hold_bodies("POST /files")
+    long = b"words " * 3_000_000
+    attach(
+        chat,
+        {"harbour.png": image(640, 480), "book.txt": long, "server.log": long, "last.csv": b"a,b"},
+    )
+    chat.page.wait_for_function("() => document.querySelectorAll('progress')[1].value > 0")
+    chat.submit("What is this?")
+    expect(chat.page.get_by_text("Waiting for the files…")).to_be_visible()
+    return chat
+
+
+@state()
+def dropping(visit: Visit) -> Chat:
+    """Files are dragged over the page."""
+    chat = visit.open()
+    files = chat.page.evaluate_handle(
+        """() => {
+          const data = new DataTransfer();
+          data.items.add(new File(['x'], 'x'));
+          return data;
+        }"""
+    )
+    chat.page.dispatch_event("main", "dragenter", {"dataTransfer": files})
+    expect(chat.page.get_by_text("Drop to attach")).to_be_visible()
+    return chat
+
+
+@state()
+def editing_files(visit: Visit) -> Chat:
+    """A prompt with files is edited; another one with a file waits for the answer before it."""
+    chat = visit.open()
+    attach(chat, {"harbour.png": image(640, 480), "contract.pdf": pdf(["Page"])})
+    send(chat, "Summarise it.")
+    answer_button(chat, "Edit message").click()
+    expect(chat.page.locator(".editor .attached li")).to_have_count(2)
+    return chat
+
+
+@state()
+def queued_files(visit: Visit) -> Chat:
+    """A message with files waits for the end of an answer."""
+    chat = visit.ask(page_answers.SLOW_PARSER)
+    send(chat, "Write the second one down.", "running")
+    attach(chat, {"harbour.png": image(640, 480), "contract.pdf": pdf(["Page"])})
+    expect(chat.page.locator("#attached progress")).to_have_count(0)
+    chat.submit("Summarise it.")
+    expect(chat.page.locator("#queue li")).to_contain_text(["harbour.png, contract.pdf"])
+    return chat
+
+
+def attach(chat: Chat, given: Mapping[str, bytes]) -> None:
+    """Choose these files, by their names, for the message that is written."""
+    files: list[FilePayload] = [
+        {"name": name, "mimeType": mimetypes.guess_type(name)[0] or "", "buffer": data}
+        for name, data in given.items()
+    ]
+    chat.page.locator("#picker").set_input_files(files)
+    expect(chat.page.locator("#attached li")).to_have_count(len(files))
 
 
 @state()
