@@ -11,9 +11,9 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 from halt.config import data_dir
 from halt.config.settings import Config
-from halt.errors import RequestError, StoreUnavailable, TooLarge
+from halt.errors import RequestError, StoreUnavailable
 from halt.files.facts import Facts
-from halt.files.faults import ReadersBusy
+from halt.files.faults import ReadersBusy, over_limit
 from halt.files.names import clean_name
 from halt.files.readers import BUSY_RETRY_AFTER, UNPACKED_MAX, Readers, temporary_file
 from halt.store.files import Files
@@ -75,11 +75,8 @@ class Uploads:
         """
         name, config = clean_name(name), self._config
         limit = config.max_file_bytes
-        too_large = TooLarge(
-            f"{name}: The file is larger than {limit / 1e6:,.0f} MB.", field="file"
-        )
         if size is not None and size > limit:
-            raise too_large
+            raise over_limit(name, limit)
         try:
             data_dir.prepare(config.data_folder)
             with (
@@ -88,7 +85,7 @@ class Uploads:
             ):
                 received = _receive(source, spooled, limit)
                 if received > limit:
-                    raise too_large
+                    raise over_limit(name, limit)
                 if size is not None and received < size:
                     raise RequestError(f"{name}: The upload broke off.", field="file")
                 read = self._readers.read(

@@ -17,8 +17,9 @@ from halt.cli.answer import SIGNAL_INTERVAL, on_signals
 from halt.clock import now
 from halt.config.settings import Config
 from halt.core.request import Message
-from halt.errors import HaltError, RequestError, TooLarge
+from halt.errors import HaltError, RequestError
 from halt.files.facts import Role
+from halt.files.faults import over_limit
 from halt.files.names import clean_name
 from halt.files.readers import UNPACKED_MAX, Readers
 from halt.model_info import Abilities
@@ -146,8 +147,7 @@ class AttachedFiles:
         config, name = self._config, clean_name(path.name)
         with path.open("rb") as source, tempfile.TemporaryFile() as kept:
             if os.fstat(source.fileno()).st_size > config.max_file_bytes:
-                limit = config.max_file_bytes / 1e6
-                raise TooLarge(f"{name}: The file is larger than {limit:,.0f} MB.")
+                raise over_limit(name, config.max_file_bytes)
             read = self._readers.read(
                 source, kept, name, max_chars=config.max_file_chars, max_bytes=UNPACKED_MAX
             )

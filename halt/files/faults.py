@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from halt.errors import HaltError
+from halt.errors import HaltError, TooLarge
 
 
 class FileError(HaltError):
@@ -33,6 +33,11 @@ class FileTooLarge(FileError):
 
     code = "file_too_large"
     status = 413
+
+
+def over_limit(name: str, limit: int) -> TooLarge:
+    """The error of a file of more bytes than HALT_MAX_FILE_BYTES."""
+    return TooLarge(f"{name}: The file is larger than {limit / 1e6:,.0f} MB.", field="file")
 
 
 class ReadersBusy(HaltError):
