@@ -243,9 +243,8 @@ class Chat:
     def _abilities(self) -> Abilities:
         """What is known of the model."""
         known = self._source.abilities(self._model)
-        if self._model not in self._refusing:
-            return known
-        return msgspec.structs.replace(known, images=False)
+        is_refusing = self._model in self._refusing
+        return known.replaced_by(Abilities(images=False)) if is_refusing else known
 
     def _note_end(self, outcome: Outcome, model: str) -> None:
         ended, receipt = outcome.ended, outcome.receipt
