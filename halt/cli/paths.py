@@ -6,9 +6,9 @@ import os
 import re
 import shlex
 
-#: The last word of a line; its last quote may be open, and it may end with a backslash.
+#: A word of a line; its last quote may be open, and it may end with a backslash.
 _WORD = re.compile(
-    r"""(?:[^\s\\'"]|\\(?:.|\Z)|'[^']*(?:'|\Z)|"(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z))*\Z""", re.DOTALL
+    r"""(?:[^\s\\'"]|\\(?:.|\Z)|'[^']*(?:'|\Z)|"(?:[^"\\]|\\(?:.|\Z))*(?:"|\Z))+""", re.DOTALL
 )
 _SPECIAL = re.compile(r"([^\w@%+=:,./~-])")
 
@@ -31,8 +31,10 @@ def completions(text: str) -> list[tuple[str, str, int]]:
 
     Each is a word with its quotes, the name to show, and the length of the word it replaces.
     """
-    match = _WORD.search(text)
-    word = match[0] if match else ""
+    word, end = "", 0
+    for match in _WORD.finditer(text):
+        word, end = match[0], match.end()
+    word = word if end == len(text) else ""
     try:
         path = "".join(shlex.split(word))
     except ValueError:  # a quote is open, or it ends with a backslash

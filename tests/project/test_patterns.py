@@ -47,7 +47,7 @@ TAILS = ("", "\x00", "\n", "`", "a")
 PAIRS_MAX = 6  # of repeats in one sequence that are filled together
 
 #: Module -> names in it that make patterns of words as they come, escaped and of bounded number.
-DYNAMIC = {"store.search", "store.import_faults", "web.page.sidebar"}
+DYNAMIC = {"rendering.data_urls", "store.search", "store.import_faults", "web.page.sidebar"}
 
 
 def patterns() -> dict[tuple[str, int], tuple[str, set[str]]]:
