@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import FilePayload, Locator, expect
 
 from halt.testing.fake_openai import FakeOpenAI
-from tests.browser.chat import LOAD_ERRORS, Chat
+from tests.browser.chat import LOAD_ERRORS, PASTE, Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
 from tests.browser.model_picker import panel, wait_offered
@@ -479,3 +479,102 @@ def test_files_are_attached_on_a_phone(
     chat.send.tap()
     chat.wait_state("done")
     expect(sent_files(chat)).to_have_count(1)
+
+
+def test_file_that_is_gone_is_named(chat: Chat) -> None:
+    """A draft may have a file that the server has removed: the message stays, and its card says so."""
+    chat.allowed_problems = LOAD_ERRORS
+    attach(chat, NOTES)
+    gone = {"id": "0" * 64, "name": "gone.txt", "kind": "text", "label": "TXT", "detail": "1 page"}
+    chat.page.wait_for_function("() => localStorage.getItem('halt.draft.new')")
+    chat.page.evaluate(
+        """gone => {
+          const draft = JSON.parse(localStorage.getItem('halt.draft.new'));
+          draft.files.push(gone);
+          localStorage.setItem('halt.draft.new', JSON.stringify(draft));
+        }""",
+        gone,
+    )
+    chat.reload()
+    expect(cards(chat)).to_contain_text(["notes.txt", "gone.txt"])
+    chat.submit("/fake count?n=2 gone")
+    expect(chat.page.locator("#notice")).to_contain_text("no longer here")
+    expect(cards(chat)).to_contain_text(["11 characters", "It is no longer here."])
+    cards(chat).last.get_by_role("button", name="Remove").click()
+    chat.prompt.press("Enter")
+    chat.wait_state("done")
+    expect(sent_files(chat)).to_have_count(1)
+
+
+def test_message_takes_along_a_file_that_was_pasted_just_before(chat: Chat) -> None:
+    """Send waits also while the part of the page that uploads is loaded."""
+    held = HeldRequests(chat, "**/on_demand/attachments.js")
+    paste(chat, HARBOUR)
+    held.wait()
+    chat.ask("count?n=2")
+    expect(chat.prompt).to_have_value(chat.last_prompt)
+    held.release()
+    chat.wait_state("done")
+    expect(sent_files(chat)).to_have_count(1)
+
+
+def test_message_that_waits_for_its_files_is_queued_when_an_answer_runs(chat: Chat) -> None:
+    """During an answer, a message is queued once its files are there. Esc still stops the answer."""
+    chat.ask("stall?n=3")
+    chat.wait_text("0 1 2")
+    held = HeldRequests(chat, UPLOADS)
+    pick(chat, NOTES)
+    held.wait()
+    chat.submit("queued with a file")
+    expect(chat.page.get_by_text("Waiting for the files…")).to_be_visible()
+    expect(chat.page.locator("#queue")).to_be_hidden()
+    held.release()
+    expect(chat.page.locator("#queue li")).to_contain_text(["queued with a file notes.txt"])
+    held = HeldRequests(chat, UPLOADS)
+    pick(chat, HARBOUR)
+    held.wait()
+    chat.submit("stopped")
+    chat.page.keyboard.press("Escape")
+    chat.wait_state("stopped")
+    expect(chat.page.get_by_text("Waiting for the files…")).to_be_hidden()
+    expect(chat.prompt).to_have_value("stopped")
+    expect(cards(chat)).to_have_count(1)
+    held.release()
+
+
+def test_message_for_a_changed_conversation_is_queued_with_its_files(
+    chat: Chat, tab: Callable[[], Chat]
+) -> None:
+    """Another tab has added messages: the message waits in the queue, with its files."""
+    chat.allowed_problems = LOAD_ERRORS
+    chat.ask("count?n=2")
+    chat.wait_state("done")
+    attach(chat, NOTES)
+    held = HeldRequests(chat, "**/messages")
+    chat.submit("from the first tab")
+    held.wait()
+    other = tab()
+    other.page.goto(chat.page.url)
+    other.ask("count?n=3")
+    other.wait_state("done")
+    held.release()
+    expect(chat.page.locator("#queue li")).to_contain_text(["from the first tab notes.txt"])
+
+
+def test_long_text_is_pasted_where_no_files_are_taken(
+    open_chat: OpenChat, shared_fake: FakeOpenAI
+) -> None:
+    """Without files there is no button for them; long texts are attached all the same."""
+    server = HaltServer(settings(shared_fake, HALT_MAX_FILES=0))
+    try:
+        chat = open_chat(server, shared_fake)
+        expect(chat.page.get_by_role("button", name="Attach files")).to_have_count(0)
+        expect(chat.page.get_by_role("button", name="Draft a message")).to_be_visible()
+        assert not paste(chat, HARBOUR)
+        chat.prompt.evaluate(PASTE, "word " * 5_000)
+        texts = chat.page.get_by_role("list", name="Pasted texts").get_by_role("listitem")
+        expect(texts).to_have_count(1)
+        chat.reload()
+        expect(texts).to_have_count(1)
+    finally:
+        server.close()

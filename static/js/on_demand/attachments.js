@@ -12,7 +12,8 @@ import { isThere, upload } from "./uploads.js";
 export { addText, drawTexts } from "./pasted_cards.js";
 
 await loadStyle("files");
-const limits = $("#attach").dataset; // most: files of a message; bytes: of a file
+// Without the button Halt takes no files; pasted texts are attached all the same.
+const limits = $("#attach")?.dataset ?? {}; // most: files of a message; bytes: of a file
 const composer = $("#composer");
 const megabytes = bytes => `${Math.round(bytes / 1e6).toLocaleString()} MB`;
 const changed = form => {
@@ -168,7 +169,8 @@ addEventListener("submit", event => {
 }, true);
 
 // --- a veil over the page while files are dragged ------------------------------------------------
-const cover = make("div", { className: "veil", hidden: true, ariaHidden: "true" }, make("p", {}, "Drop to attach"));
+const cover = make("div", { className: "veil", hidden: true, ariaHidden: "true" });
+cover.append(make("p", { textContent: "Drop to attach" }));
 document.body.append(cover);
 let entered = 0; // elements that the drag has entered and not left: it enters the next one first
 const uncover = () => {

@@ -2,7 +2,7 @@
 import { filesOf } from "../attach.js";
 import { $, $$, iconButton, make } from "../lib/dom.js";
 
-const { url } = $("#attach").dataset;
+const { url } = $("#attach")?.dataset ?? {};
 const cards = new WeakMap(); // file -> its <li>
 const facts = new WeakMap(); // file that this page uploads -> { source, url, part, job, again }
 

@@ -44,6 +44,7 @@ from tests.support.oidc_provider import OidcProvider
 from tests.support.ports import free_port
 from tests.support.raw_server import RawServer
 from tests.support.server_people import ServerPeople
+from tests.support.simple_model_server import serving
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 Width = Literal["desktop", "phone"]
@@ -56,6 +57,7 @@ CONTEXTS: dict[Width, dict[str, Any]] = {
 NETWORK_ERRORS = LOAD_ERRORS + "|Failed to fetch|network error"
 TOKEN = "token-of-the-tests"
 MODELS = ("qwen3-8b", "gemma-3-12b", "mistral-small", "llama-3.3-70b", "phi-4", "qwen3-coder-30b")
+TEXT_MODEL = "mistral-7b"
 DAY = 86_400.0
 PHONE_AGENT = (
     "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 "
@@ -202,6 +204,14 @@ class Stage:
     def without_model(self) -> HaltServer:
         """A Halt for which no model is set up."""
         return self._started({})
+
+    @cached_property
+    def reading_text(self) -> HaltServer:
+        """A Halt with a model that reads no images."""
+        model = {"id": TEXT_MODEL, "architecture": {"input_modalities": ["text"]}}
+        lists = {"object": "list", "data": [model]}
+        server = serving(lambda request: request.reply(lists), lambda request: request.stream())
+        return self._started(settings(self._exits.enter_context(server), HALT_MODEL=TEXT_MODEL))
 
     @cached_property
     def with_nothing(self) -> HaltServer:
@@ -532,6 +542,19 @@ def attached(visit: Visit) -> Chat:
     )
     expect(chat.page.locator("#attached .failed")).to_have_count(2)
     expect(chat.page.locator("#attached progress")).to_have_count(0)
+    return chat
+
+
+@state()
+def images_not_read(visit: Visit) -> Chat:
+    """A message with a picture, for a model that reads none."""
+    chat = visit.open(visit.stage.reading_text)
+    chat.allowed_problems = LOAD_ERRORS
+    wait_offered(chat, TEXT_MODEL)
+    attach(chat, {"harbour.png": image(640, 480)})
+    expect(chat.page.locator("#attached progress")).to_have_count(0)
+    chat.submit("What is this?")
+    expect(chat.page.locator("#notice button")).to_be_visible()
     return chat
 
 
