@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from halt.chat.figures import answer_figures
 from halt.chat.file_contents import ImagesNotRead
 from halt.cli.answer import STOPPED, Outcome, TerminalAnswer, model_of, on_signals
