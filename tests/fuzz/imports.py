@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import json
 import random
@@ -12,7 +14,7 @@ import msgspec
 
 from halt.errors import RequestError
 from halt.store.exports import to_json, to_markdown
-from halt.store.portable import FORMAT, PortableConversation, read
+from halt.store.portable import FORMAT, PortableConversation, read, read_export
 from tests.fuzz.mutate import altered, any_value, dumped, mutated
 from tests.fuzz.schemas import fitting
 from tests.fuzz.server import ANSWER_TIMEOUT, ServerTarget, spoiled
@@ -54,6 +56,8 @@ class Import(ServerTarget):
                 _tree(rng, json.loads(next(conversations))) for _ in range(rng.randrange(1, 3))
             ]
             file: Any = {"format": FORMAT, "version": 1, "conversations": trees}
+            if rng.randrange(2):
+                file["files"] = _with_files(rng, trees)
             kind = rng.randrange(8)
             if kind == 0:
                 file = [{"title": "a", "mapping": any_value(rng, KEYS)}]
@@ -70,9 +74,12 @@ class Import(ServerTarget):
         imported: list[PortableConversation] = []
         refused = False
         try:
-            imported = read(data)
+            export_read = read_export(data)
+            imported = export_read.conversations
+            for file_hash in _hashes(imported) & export_read.files.keys():
+                export_read.files[file_hash].check()
         except RequestError as fault:
-            refused = True
+            imported, refused = [], True
             if fault.field != "file" or not fault.message:
                 raise Finding("a refusal names no field", fault.message) from None
         if imported:
@@ -159,6 +166,41 @@ def comparable(data: bytes) -> list[Any]:
                 message["rivals"] = groups.setdefault(message["rivals"], len(groups))
         conversation["chosen"] = sorted(positions[at] for at in conversation.get("chosen", ()))
     return sorted(conversations, key=lambda c: json.dumps(c, sort_keys=True))
+
+
+#: Contents of files: a text, an image of one pixel, one that is not read, nothing.
+CONTENTS = (
+    b"a,b\n1,2\n",
+    base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"),
+    b"\0\1\2",
+    b"",
+)
+
+
+def _with_files(rng: random.Random, trees: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give files to some of the messages; most of the files, a few of them damaged."""
+    items = []
+    for content in CONTENTS:
+        data = base64.b64encode(content).decode()
+        items.append({"hash": hashlib.sha256(content).hexdigest(), "data": data})
+    for conversation in trees:
+        for message in conversation["messages"]:
+            for item in rng.sample(items, rng.randrange(3)):
+                file = {"hash": item["hash"], "name": rng.choice(("a.csv", "../b\u202e.png", ""))}
+                message["files"] = [*message.get("files", ()), file]
+                if rng.random() < 0.5:
+                    message["content"] += f"![sky](/files/{item['hash']})"
+    return [
+        {**item, "data": item["data"][1:]} if rng.random() < 0.05 else item
+        for item in items
+        if rng.random() < 0.9
+    ]
+
+
+def _hashes(conversations: list[PortableConversation]) -> set[str]:
+    """The hashes of the files of all messages."""
+    messages = (message for conversation in conversations for message in conversation.messages)
+    return {file.hash for message in messages for file in message.files}
 
 
 def _tree(rng: random.Random, conversation: dict[str, Any]) -> dict[str, Any]:
