@@ -6,7 +6,6 @@ import base64
 import os
 import re
 import signal
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -228,20 +227,20 @@ def test_signal_ends_the_reading_of_a_file(
     expected: type[BaseException],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    held_reading: Callable[[], readers.Readers],
 ) -> None:
     """Ctrl-C ends the process that hangs with a file; the next file has another one."""
-    monkeypatch.setattr(attachments, "Readers", held_reading)
+    held = readers.Readers(with_reading("import threading; threading.Event().wait()"))
+    each = iter([held, readers.Readers()])
+    monkeypatch.setattr(attachments, "Readers", lambda: next(each))
     monkeypatch.setattr(attachments, "NOTE_AFTER", 0.0)
     path = tmp_path / "a.txt"
     path.write_text("text")
     files = AttachedFiles(Config())
     notes: list[str] = []
-    old = files._readers
     handler = signal.getsignal(number)
 
     def press() -> None:
-        wait_until(lambda: old.pids and notes, SERVER_TIMEOUT)
+        wait_until(lambda: held.pids and notes, SERVER_TIMEOUT)
         os.kill(os.getpid(), number)
 
     presser = BackgroundCall(press)
@@ -249,17 +248,10 @@ def test_signal_ends_the_reading_of_a_file(
         files.added(str(path), [], notes.append)
     assert presser.end() is None
     assert notes == [f"Reading {path}. Ctrl-C stops it."]
-    wait_until(lambda: not old.pids, SERVER_TIMEOUT)
+    wait_until(lambda: not held.pids, SERVER_TIMEOUT)
     assert signal.getsignal(number) == handler
-    files._readers = readers.Readers()
     assert files.added(str(path), [], notes.append)[0].name == "a.txt"
     files.close()
-
-
-@pytest.fixture
-def held_reading() -> Callable[[], readers.Readers]:
-    """Readers whose process waits for ever."""
-    return partial(readers.Readers, with_reading("import threading; threading.Event().wait()"))
 
 
 @pytest.mark.parametrize(
