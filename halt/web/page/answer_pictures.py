@@ -39,7 +39,7 @@ def picture_html(image: Attachment, alt: str) -> str:
     """A picture, which links to its full size."""
     address, facts = f"/files/{image.file.hash}", image.file.facts
     return (
-        f'<a class="picture" href="{address}" target="_blank"><img src="{address}" '
+        f'<a href="{address}" target="_blank"><img src="{address}" '
         f'alt="{escape(alt)}" width="{facts.width}" height="{facts.height}" loading="lazy"></a>'
     )
 

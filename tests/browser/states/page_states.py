@@ -1367,10 +1367,18 @@ def long_title(visit: Visit) -> Chat:
 
 # --- one prompt, and one page ---------------------------------------------------------------------
 
+
+@state()
+def picture_and_source(visit: Visit) -> Chat:
+    """An answer with a picture, which was kept, and a source."""
+    chat = visit.ask("Show a picture and its source.")
+    expect(chat.answer.locator(".below img")).to_be_visible(timeout=PATIENCE)
+    return chat
+
+
 #: States that one prompt brings: the prompt, and the state of its answer.
 ASKED = {
     "done": (page_answers.SLOW_PARSER, "done"),
-    "picture-and-source": ("Show a picture and its source.", "done"),
     "every-kind-of-text": (page_answers.EVERYTHING, "done"),
     "named-code": ("Write two files.", "done"),
     "sources": ("Name three sources.", "done"),
