@@ -223,9 +223,10 @@ def attach(
     hashes = {file_hash for file_hash, _ in attached}
     if not hashes:
         return
+    known = [file_hash for file_hash in hashes if _HASH.fullmatch(file_hash)]
     used = (
         update(files)
-        .where(files.c.owner == owner, files.c.hash.in_(hashes), files.c.complete.is_(True))
+        .where(files.c.owner == owner, files.c.hash.in_(known), files.c.complete.is_(True))
         .values(unused_since=None)
     )
     if len(set(connection.scalars(used.returning(files.c.hash)))) < len(hashes):
