@@ -245,6 +245,7 @@ def app_routes() -> list[tuple[str, str, bool]]:
         "pages.send",
         "pages.regenerate",
         "pages.continue_",
+        "pages.pictures",  # waits until they are kept
         "pages.stream",
         "sidebar.export",
         "sidebar.export_all",
