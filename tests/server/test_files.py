@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
 
 import pytest
@@ -345,6 +346,16 @@ def test_large_file_is_taken(client: Client) -> None:
     file = uploaded(client, data, "long.log")
     assert file["detail"].startswith("the first ")
     assert client.get(f"/files/{file['id']}/download").body == data
+
+
+def test_same_file_may_come_many_times_at_once(client: Client) -> None:
+    """Each upload is answered; the file is kept once."""
+    data = text_file(2 * MEGABYTE)
+    names = [f"{n}.txt" for n in range(6)]
+    with ThreadPoolExecutor(len(names)) as threads:
+        files = list(threads.map(lambda name: uploaded(client, data, name), names))
+    assert {file["id"] for file in files} == {files[0]["id"]}
+    assert client.get(f"/files/{files[0]['id']}/download").body == data
 
 
 def test_message_has_few_files(small: HaltServer) -> None:
