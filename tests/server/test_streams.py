@@ -19,6 +19,9 @@ from tests.support.waiting import SERVER_TIMEOUT, wait_until
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+
+
 @pytest.fixture
 def client(halt: HaltServer) -> Client:
     """A client without a session of the shared server."""
@@ -107,6 +110,29 @@ def test_client_chooses_the_stream_id(client: Client) -> None:
     chosen = new_id()
     events = client.chat("count?n=1", id=chosen).to_end()
     assert events.id == chosen
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "no_images",
+        "no_images?style=openrouter",
+        "error_in_stream?n=0&message=Model+does+not+support+images.",
+    ],
+)
+def test_refused_image_is_named_and_not_sent_again(
+    client: Client, shared_fake: FakeOpenAI, model: str
+) -> None:
+    """Another model is needed, whether the server refuses at once or in the stream."""
+    prompt = new_id()
+    content = [IMAGE, {"type": "text", "text": prompt}]
+    body = {"messages": [{"role": "user", "content": content}], "model": model}
+    with client.stream("POST", "/chat/stream", body) as events:
+        error = events.to_end().terminal["error"]
+    assert (error["code"], error["retryable"]) == ("images_refused", False)
+    assert "image" in error["message"].partition("It said:")[2]
+    sent = [r for r in shared_fake.requests if prompt in json.dumps(r.body)]
+    assert len(sent) == 1
 
 
 def test_used_id_is_refused(client: Client) -> None:
