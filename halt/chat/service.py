@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from halt.chat.answer_pictures import AnswerPictures
+from halt.chat.answer_pictures import AnswerPictures, is_unkept
 from halt.chat.file_contents import MARGIN, FileContents, check_limits
 from halt.chat.progress import AnswerProgress
 from halt.chat.titles import Titles
@@ -188,8 +188,14 @@ class ChatService:
         self, conversation_id: str, owner: str, prompt_id: int, stream_id: str
     ) -> Started:
         """Continue the last answer, which must be this prompt's, in the same message."""
-        answer_id = self._exchange(conversation_id, owner, prompt_id).answer_id
+        exchange = self._exchange(conversation_id, owner, prompt_id)
+        if exchange.ended is None and self.wait_until_saved(conversation_id, owner):
+            exchange = self._exchange(conversation_id, owner, prompt_id)
+        answer_id = exchange.answer_id
         self._check_start()
+        if is_unkept(exchange.answer, exchange.steps):  # new text must not join a picture's data
+            self.pictures.look(owner, answer_id)
+            self.pictures.wait(owner, answer_id, WRITE_WAIT)
         conversation = self._retry_while_busy(
             self.store.turns.continue_answer,
             conversation_id,

@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, or_, select, text, tuple_
 
+from halt.rendering.data_urls import labelled
 from halt.store.database import Database
 from halt.store.models import Hit, Page
 from halt.store.rows import cursor_number
@@ -74,7 +75,7 @@ class Search:
             if len(rows) <= limit:
                 rows = connection.execute(statement, values | _ALL).all()
             by_id = _named(connection, owner, query.split()[:WORDS_MAX], values)
-        by_id |= {row.id: _hit(row, snippet(row.content, query_words)) for row in rows}
+        by_id |= {row.id: _hit(row, snippet(labelled(row.content), query_words)) for row in rows}
         hits = sorted(by_id.values(), key=lambda hit: (hit.created_at, hit.message_id))[::-1]
         shown = tuple(hits[:limit])
         next_cursor = (

@@ -84,6 +84,25 @@ def test_stop_in_a_picture_leaves_a_label(chat: Chat) -> None:
     assert "iVBORw" not in chat.page.content()
 
 
+def test_continue_after_a_stop_in_a_picture(chat: Chat) -> None:
+    """New text follows the label and does not join the data; the request has no base64."""
+    chat.ask("draws?side=200&until=80000&size=4000")
+    expect(chat.page.locator(".tail")).to_contain_text("[Picture (PNG,")
+    chat.stop.click()
+    chat.page.locator(".continue").click()
+    # The fake repeats the request that makes it continue.
+    continued = re.compile(
+        r"incomplete\)\]\s*Your last message broke off.*repeat nothing else\.\s*$", re.S
+    )
+    for _ in range(2):
+        chat.wait_state("done")
+        expect(chat.text).to_have_text(continued)
+        assert "iVBORw" not in chat.page.content()
+        chat.reload()
+    request = next(r for r in chat.fake.requests if "Your last message broke off" in str(r.body))
+    assert "iVBORw" not in str(request.body)
+
+
 def test_edited_answer_keeps_its_picture(chat: Chat) -> None:
     """A label in the editor stands for the picture."""
     chat.ask("draws?side=40")
