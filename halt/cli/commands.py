@@ -275,7 +275,7 @@ def _source(
     from halt.cli.source import Local, Remote  # noqa: PLC0415
 
     if url is not None:
-        remote = Remote(url, token or config.token, config.connect_timeout)
+        remote = Remote(url, token or config.token, config.connect_timeout, config.max_body_bytes)
         stack.callback(remote.close)
         if not remote.accepts_token():
             if not sys.stdin.isatty():

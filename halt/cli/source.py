@@ -27,13 +27,15 @@ from halt.core.request import ChatRequest
 from halt.core.service import GenerationService
 from halt.core.stream_key import StreamKey
 from halt.errors import HaltError, Interrupted
-from halt.model_info import UNKNOWN, Abilities
+from halt.model_info import Abilities
 from halt.providers.catalog import Catalog
 from halt.transport.http1 import body_of
 from halt.transport.pool import Transport
 
 REQUEST_TIMEOUT = 10.0  # seconds for a short request: Stop, the list of models
 SILENCE_MAX = 60.0  # seconds without a byte, not even of a heartbeat: the connection is dead
+BODY_MAX = 4_194_304  # bytes of a request's body: the default of HALT_MAX_BODY_BYTES
+PARTS_SHARE = 0.7  # of a request's body for images before base64, which makes 4 bytes of 3
 EVENT_MAX = 16_777_216  # bytes of one event
 RESUME_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before each attempt to resume
 
@@ -173,8 +175,17 @@ _decode_event: Any = msgspec.json.Decoder(Event).decode
 class Remote:
     """A Halt server at an address."""
 
-    def __init__(self, url: str, token: str = "", connect_timeout: float = 5.0) -> None:
-        """`token` may be empty. Raises RemoteError for an invalid address."""
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        connect_timeout: float = 5.0,
+        max_body_bytes: int = BODY_MAX,
+    ) -> None:
+        """`token` may be empty; `max_body_bytes`: what the server takes in one request.
+
+        Raises RemoteError for an invalid address.
+        """
         try:
             parts = urlsplit(url)
             valid = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
@@ -195,6 +206,7 @@ class Remote:
             headers={"User-Agent": f"halt/{VERSION}"},
         )
         self.token = token
+        self._parts_bytes = int(max_body_bytes * PARTS_SHARE)
         self._connection = UpstreamConnection()  # of the answer being read
         self._closed = threading.Event()
 
@@ -260,7 +272,7 @@ class Remote:
         return [model.id for model in listing.data]
 
     def abilities(self, model: str) -> Abilities:
-        return UNKNOWN  # its list of models has the names alone
+        return Abilities(parts_bytes=self._parts_bytes)  # its list of models has the names alone
 
     def accepts_token(self) -> bool:
         """Whether Halt accepts the token, or needs none. Raises RemoteError."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from halt.cli import attachments
 from halt.cli.attachments import AttachedFiles, ReadingStopped
@@ -187,6 +188,25 @@ def test_chat_with_a_running_halt_sends_files(
     terminal.enter(prompt)
     terminal.wait(rf"(?m)^{prompt}")
     assert [part["type"] for part in parts(shared_fake, prompt)] == ["image_url", "text"]
+
+
+def test_chat_with_a_running_halt_sends_no_more_than_it_takes(
+    chat: Open, halt: HaltServer, shared_fake: FakeOpenAI, tmp_path: Path
+) -> None:
+    """Of more images than fit into a request the newest go first, and the chat goes on."""
+    first, second = new_id(), new_id()
+    for name in ("old", "new"):
+        Image.effect_noise((500, 500), 100).save(tmp_path / f"{name}.png")
+        assert 180_000 < (tmp_path / f"{name}.png").stat().st_size < 340_000
+    options = ("--url", halt.url, "--model", "vision", "--attach", f"{tmp_path}/old.png")
+    terminal = chat(*options, HALT_MAX_BODY_BYTES="500000")
+    terminal.enter(first)
+    terminal.wait(rf"1 image: .*\s+{first}")
+    terminal.enter(f"/attach {tmp_path}/new.png")
+    terminal.enter(second)
+    terminal.wait(rf"1 image: .*\s+{second}")
+    record = request_record(shared_fake, second)
+    assert record.body["messages"][0]["content"] == f"[image: old.png]\n\n{first}"
 
 
 # --- in a pipe ------------------------------------------------------------------------------------
