@@ -8,7 +8,7 @@ import { listen } from "./lib/events.js";
 import { route, succeeded } from "./requests.js";
 
 const messages = $("#messages"), prompt = $("#prompt");
-const idsOf = form => filesOf(form).map(({ id }) => id).join();
+const idsOf = form => filesOf(form).map(({ id, name }) => id ?? name).join();
 
 route("*", {
   response({ ctx }) {
@@ -25,6 +25,7 @@ route("*", {
 const EDITORS = ".editor, .rewriter";
 const close = form => {
   const box = form.parentElement;
+  if (idsOf(form)) setFiles(form, []); // ends uploads
   form.remove();
   box.classList.remove("editing");
   $(".edit, .edit-answer", box).focus({ preventScroll: true });

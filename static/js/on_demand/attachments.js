@@ -28,7 +28,6 @@ const replace = (form, files) => {
 };
 const remove = (form, file) => {
   const files = filesOf(form), place = files.indexOf(file);
-  factsOf(file).job?.abort();
   replace(form, files.toSpliced(place, 1));
   const beside = files[place + 1] ?? files[place - 1];
   if (beside) $(".remove", cardOf(beside)).focus();

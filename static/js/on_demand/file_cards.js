@@ -26,6 +26,7 @@ const pictureOf = file => {
   return file.id ? `${url}/${file.id}/thumbnail` : "";
 };
 const release = file => {
+  factsOf(file).job?.abort(); // it has no effect on one that has ended
   URL.revokeObjectURL(factsOf(file).url);
   if (facts.has(file)) setFacts(file, { url: "" });
 };
