@@ -56,8 +56,10 @@ class FileContents:
         *,
         max_bytes: int,
         max_chars: int,
+        refused: frozenset[str] = frozenset(),
     ) -> None:
-        """`max_bytes`: of all parts, before they are encoded; `max_chars`: of all messages.
+        """`max_bytes`: of all parts, before they are encoded; `max_chars`: of all messages;
+        `refused`: the hashes of images that the model gets only where the last prompt has them.
 
         Raises ImagesNotRead, TooLarge.
         """
@@ -67,10 +69,13 @@ class FileContents:
         self._parts: set[str] = set()  # the hashes of the files that are sent as parts
         self._chars: dict[str, int] = {}  # of the texts that are sent, by the hash
         self._pdf_pages, self._pdf_bytes = PDF_PAGES_MAX, PDF_BYTES_MAX  # that are left
+        self._refused = refused
         max_bytes = min(max_bytes, abilities.parts_bytes or max_bytes)
         prompts = [turn for turn in turns if turn.role == "user"]
         if abilities.images is False and prompts and _has_image(prompts[-1].files):
             raise ImagesNotRead("This model does not read images. Choose another model.")
+        if prompts:
+            self._refused -= {attachment.file.hash for attachment in prompts[-1].files}
         chars = max_chars - sum(len(turn.text) for turn in turns)
         for turn in reversed(prompts):
             for attachment in turn.files:
@@ -81,7 +86,7 @@ class FileContents:
     def _plan(self, attachment: Attachment, max_bytes: int, chars: int) -> tuple[int, int]:
         """Decide what is sent of a file; returns what is left of the limits."""
         file, facts = attachment.file, attachment.file.facts
-        if file.hash in self._parts or file.hash in self._chars:
+        if file.hash in self._parts or file.hash in self._chars or file.hash in self._refused:
             return max_bytes, chars
         size = file.sizes["content"]
         is_part = self._fits_as_pdf(file) if facts.kind == "pdf" else facts.kind == "image"

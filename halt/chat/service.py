@@ -373,9 +373,10 @@ class ChatService:
             made: dict[Any, list[Message]] = {}  # most models get the same
             for answer, prompt in zip(pending_answers, prompts, strict=True):
                 abilities = self.abilities(answer.requested_model) if path.has_files else UNKNOWN
-                key = prompt, abilities.images, abilities.pdf, abilities.parts_bytes
+                refused = path.images_refused_by(answer.requested_model)
+                key = prompt, abilities.images, abilities.pdf, abilities.parts_bytes, refused
                 if key not in made:
-                    made[key] = self._messages(conversation.owner, path, prompt, abilities)
+                    made[key] = self._messages(conversation.owner, path, prompt, abilities, refused)
                 messages = made[key]
                 runs.append(self._start_answer(conversation, answer, messages))
         except Exception:
@@ -392,9 +393,17 @@ class ChatService:
         return Started(conversation, runs[0])
 
     def _messages(
-        self, owner: str, path: PromptPath, prompt: str, abilities: Abilities
+        self,
+        owner: str,
+        path: PromptPath,
+        prompt: str,
+        abilities: Abilities,
+        refused: frozenset[str],
     ) -> list[Message]:
-        """The messages for a model. Raises ImagesNotRead, TooLarge, UnknownFile."""
+        """The messages for a model; `refused`: see `FileContents`.
+
+        Raises ImagesNotRead, TooLarge, UnknownFile.
+        """
         if not path.has_files:
             return path.messages(prompt)
         contents = FileContents(
@@ -404,6 +413,7 @@ class ChatService:
             abilities,
             max_bytes=self.config.max_files_bytes,
             max_chars=self.config.max_prompt_chars - len(prompt) - MARGIN,
+            refused=refused,
         )
         return path.messages(prompt, contents.contents)
 

@@ -16,7 +16,7 @@ from halt.errors import RequestError
 from halt.store import tree
 from halt.store.database import Database
 from halt.store.models import WINDOW, Conversation, Page, Settings, Summary, Usage
-from halt.store.prompt_messages import PathMessage, PromptPath
+from halt.store.prompt_messages import PathMessage, PromptPath, refuses_images
 from halt.store.rows import (
     LISTED,
     PINS_MAX,
@@ -83,7 +83,15 @@ class Conversations:
             texts = tree.path_texts(connection, row)
             files = tree.path_files(connection, row)
         turns = [
-            PathMessage(text.role, text.state, text.content, text.edited, files.get(text.id, ()))
+            PathMessage(
+                text.role,
+                text.state,
+                text.content,
+                text.edited,
+                files.get(text.id, ()),
+                text.requested_model,
+                refuses_images(text.ended),
+            )
             for text in texts
         ]
         return PromptPath(row.system_prompt, turns)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+from halt.core.events import Failed, Terminal
 from halt.core.notes import BROKEN, EDITED, STOPPED, are_discussed, before_prompt, without_notes
 from halt.core.request import Message
 from halt.rendering import data_urls
@@ -28,6 +30,8 @@ class PathMessage(NamedTuple):
     text: str
     is_edited: bool = False  # the user wrote this answer
     files: tuple[Attachment, ...] = ()  # of a prompt
+    requested_model: str = ""  # of an answer; "": the default one
+    refused_images: bool = False  # its server refused the images of the prompt
 
 
 class PromptPath(NamedTuple):
@@ -40,12 +44,27 @@ class PromptPath(NamedTuple):
     def has_files(self) -> bool:
         return any(turn.files for turn in self.turns)
 
+    def images_refused_by(self, model: str) -> frozenset[str]:
+        """The hashes of the images of earlier prompts that this model's server has refused."""
+        return frozenset(
+            attachment.file.hash
+            for prompt, answer in pairwise(self.turns)
+            if answer.refused_images and answer.requested_model == model
+            for attachment in prompt.files
+            if attachment.file.facts.kind == "image"
+        )
+
     def messages(
         self, default_prompt: str = "", with_files: WithFiles | None = None
     ) -> list[Message]:
         """The messages: see `path_messages`. `default_prompt`: the server's system prompt."""
         system_prompt = default_prompt if self.system_prompt is None else self.system_prompt
         return path_messages(self.turns, system_prompt, with_files or names_of)
+
+
+def refuses_images(ended: Terminal | None) -> bool:
+    """Whether an answer ended because the model's server refused the images of the prompt."""
+    return isinstance(ended, Failed) and ended.error.code == "images_refused"
 
 
 def names_of(text: str, files: tuple[Attachment, ...]) -> str:
@@ -66,16 +85,17 @@ def path_messages(
     keeps_notes = are_discussed(turn.text for turn in turns if turn.role == "user")
     out = [Message("system", system_prompt)] if system_prompt else []
     note = ""
-    for role, state, text, is_edited, files in turns:
-        if role == "assistant":
-            keeps_text = keeps_notes or is_edited or state == "running"
+    for turn in turns:
+        text = turn.text
+        if turn.role == "assistant":
+            keeps_text = keeps_notes or turn.is_edited or turn.state == "running"
             content = text if keeps_text else without_notes(text)
             if content:
                 out.append(Message("assistant", data_urls.replace_for_model(content)))
-                note = EDITED if is_edited else _NOTES.get(state, "")
+                note = EDITED if turn.is_edited else _NOTES.get(turn.state, "")
             continue
         prompt, note = before_prompt(note, text) if note else text, ""
-        contents = with_files(prompt, files) if files else prompt
+        contents = with_files(prompt, turn.files) if turn.files else prompt
         if out and out[-1].role == "user":
             contents = _joined(out.pop().content, contents)
         out.append(Message("user", contents))

@@ -63,7 +63,13 @@ def _path(*columns: Any, joined: tuple[tuple[Table, ColumnElement[bool]], ...] =
 
 _PATH = _path(messages.c.id, messages.c.parent_id, messages.c.role)
 _PATH_TEXTS = _path(
-    messages.c.id, messages.c.role, messages.c.state, messages.c.content, messages.c.edited
+    messages.c.id,
+    messages.c.role,
+    messages.c.state,
+    messages.c.content,
+    messages.c.edited,
+    messages.c.requested_model,
+    messages.c.ended,
 )
 
 _PATH_FILES = _path(
@@ -78,7 +84,7 @@ def path(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
 
 
 def path_texts(connection: Connection, row: Row[Any]) -> Sequence[Row[Any]]:
-    """ID, role, state and text of each message on the path, and whether the user edited it."""
+    """What `PathMessage` has of each message on the path, and its ID."""
     return connection.execute(_PATH_TEXTS, {"first": row.first_id}).all()
 
 

@@ -134,6 +134,27 @@ def test_model_gets_the_image_and_the_text_of_files(
     assert text["text"].endswith(f"\n\n{prompt}")
 
 
+def test_refused_image_is_not_sent_again(client: Client, shared_fake: FakeOpenAI) -> None:
+    """To the model that refused it; the conversation goes on. Another model gets it."""
+    mark = secrets.token_hex(8)
+    files = [(uploaded(client, PICTURE)["id"], "a.png")]
+    path, _ = send(client, f"Look {mark}", files, model="no_images")
+    assert b"This model reads no images" in wait_done(client, path).body
+    for model in ("no_images", "vision"):
+        send(client, f"Then tell me {model}", [], path, model=model)
+        wait_done(client, path)
+    refused, named, seen = (r.body for r in list(shared_fake.requests) if mark in str(r.body))
+    assert has_image(refused)
+    assert not has_image(named)
+    assert named["messages"][-1]["content"].startswith(f"[image: a.png]\n\nLook {mark}\n\n")
+    assert has_image(seen)
+
+
+def has_image(body: Any) -> bool:
+    """Whether a request has an image."""
+    return "image_url" in str(body)
+
+
 # --- versions -------------------------------------------------------------------------------------
 
 

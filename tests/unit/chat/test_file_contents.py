@@ -63,11 +63,18 @@ def contents(
     abilities: Abilities = UNKNOWN,
     max_bytes: int = 10**6,
     max_chars: int = 10**6,
+    refused: frozenset[str] = frozenset(),
 ) -> list[Contents]:
     """The contents of these prompts."""
     path = [PathMessage("user", "done", text, files=tuple(files)) for text, files in turns]
     maker = FileContents(
-        store.files, "anna", path, abilities, max_bytes=max_bytes, max_chars=max_chars
+        store.files,
+        "anna",
+        path,
+        abilities,
+        max_bytes=max_bytes,
+        max_chars=max_chars,
+        refused=refused,
     )
     return [maker.contents(turn.text, turn.files) for turn in path]
 
@@ -118,6 +125,19 @@ def test_model_without_images_gets_the_names_of_earlier_ones(store: Store) -> No
     ]
     with pytest.raises(ImagesNotRead):
         contents(store, ("Look.", [image]), abilities=NO_IMAGES)
+
+
+def test_refused_image_is_sent_where_the_last_prompt_has_it(store: Store) -> None:
+    """Of earlier prompts the model gets its name, and the other images."""
+    refused, other = (attach(store, name, "image") for name in ("a.png", "b.png"))
+    hashes = frozenset({refused.file.hash})
+    first, _ = contents(store, ("Look.", [refused, other]), ("And now?", []), refused=hashes)
+    assert isinstance(first, list)
+    assert [part["type"] for part in first] == ["image_url", "text"]
+    assert first[1]["text"] == "[image: a.png]\n\nLook."
+    (again,) = contents(store, ("Look.", [refused]), refused=hashes)
+    assert isinstance(again, list)
+    assert [part["type"] for part in again] == ["image_url", "text"]
 
 
 def test_newest_images_are_sent_first(store: Store) -> None:
