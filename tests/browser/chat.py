@@ -198,7 +198,7 @@ class Chat:
         """Wait until a style sheet is there that the page loads when it needs it."""
         self.page.wait_for_function(
             """name => [...document.styleSheets]
-              .some(sheet => sheet.href?.includes(`${name}.css`) && sheet.cssRules.length)""",
+              .some(({ href, cssRules }) => href?.match(`[/+]${name}[+.]`) && cssRules.length)""",
             arg=name,
         )
 
