@@ -56,13 +56,14 @@ _STREAMS_BELOW_C = frozenset({b"messages", b"regenerate", b"continue"})
 _LASTING = frozenset({b"/stream", b"/export"})
 _SENT_WHILE_READ = re.compile(rb"/c/[^/]++/export|/files/[^/]++/download")
 _PAGES = (b"/c/", b"/conversations", b"/settings", b"/files/")
-_PAGES_EXACTLY = frozenset({b"/", b"/saving", b"/import"})
+_PAGES_EXACTLY = frozenset({b"/", b"/saving"})
 _MODELS = (
     *(b"/models", b"/v1/models", b"/demo", b"/settings/models"),
     *(b"/login/oidc", b"/logout"),
 )
 _TRIALS = b"/settings/models/try/"
-_FILES, _FILES_FOR = b"/files", b"/files/messages/"
+#: Paths of POST requests with files, which wait for what reads these.
+_WITH_FILES, _FILES_FOR = frozenset({b"/files", b"/import"}), b"/files/messages/"
 
 _LENGTH = re.compile(rb"\r\ncontent-length:([^\r\n]*+)", re.IGNORECASE)
 _CODING = re.compile(rb"\r\ntransfer-encoding:[ \t]*+([^\r\n]*+)", re.IGNORECASE)
@@ -86,7 +87,7 @@ def kind_of(line: bytes) -> Kind:
             return Kind.STREAM
         if path.startswith(b"/c/") and path.rpartition(b"/")[2] in _STREAMS_BELOW_C:
             return Kind.STREAM
-        if path == _FILES or path.startswith(_FILES_FOR):
+        if path in _WITH_FILES or path.startswith(_FILES_FOR):
             return Kind.UPLOAD
     elif path == b"/healthz":
         return Kind.HEALTH
