@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -20,7 +21,9 @@ from halt.store.files import Files
 from halt.store.models import StoredFile
 
 PIECE = 1 << 18  # bytes that are received at a time
-RECEIVED_MAX = 32  # requests with files at once: each holds a thread of the server
+#: Requests with files of one person at once: each holds one of the threads of the server that
+#: receive files (16), also while its client sends nothing.
+RECEIVED_MAX = 8
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 logger = logging.getLogger(__name__)
@@ -52,20 +55,25 @@ class Uploads:
         self._config = config
         self._files = files
         self._readers = make_readers()
-        self._places = threading.Semaphore(RECEIVED_MAX)
+        self._lock = threading.Lock()  # protects `_received`
+        self._received: Counter[str] = Counter()  # requests that are being received, by person
 
     @contextlib.contextmanager
-    def receiving(self) -> Iterator[None]:
+    def receiving(self, owner: str) -> Iterator[None]:
         """Context manager: a request with files is received. Raises ReadersBusy."""
-        if not self._places.acquire(blocking=False):
-            raise ReadersBusy(
-                f"Too many files are being uploaded. Try again in {BUSY_RETRY_AFTER:g} s.",
-                retry_after=BUSY_RETRY_AFTER,
-            )
+        with self._lock:
+            if self._received[owner] >= RECEIVED_MAX:
+                raise ReadersBusy(
+                    f"Too many files are being uploaded. Try again in {BUSY_RETRY_AFTER:g} s.",
+                    retry_after=BUSY_RETRY_AFTER,
+                )
+            self._received[owner] += 1
         try:
             yield
         finally:
-            self._places.release()
+            with self._lock:
+                self._received[owner] -= 1
+                self._received += Counter()  # drops those without requests
 
     def take(self, owner: str, name: str, source: Source, size: int | None = None) -> Uploaded:
         """Receive a file, read it, and keep it. After any error nothing of it is left.

@@ -12,12 +12,13 @@ import signal
 import socket
 import sqlite3
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from halt.chat.uploads import RECEIVED_MAX
 from halt.server.request_buffer import FILE_BODY_MAX, Kind
 from halt.server.thread_pools import THREADS_MAX
 from halt.testing.fake_openai import FakeOpenAI
@@ -40,9 +41,13 @@ def server(shared_fake: FakeOpenAI) -> Iterator[HaltServer]:
     server.close()
 
 
-def head(length: int | None, path: str = "/files?name=a.txt") -> bytes:
+def head(
+    length: int | None, path: str = "/files?name=a.txt", cookies: Mapping[str, str] | None = None
+) -> bytes:
     """The head of an upload, in chunks where it has no length."""
     how = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    if cookies:
+        how += "\r\nCookie: " + "; ".join(f"{name}={value}" for name, value in cookies.items())
     return f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{how}\r\n\r\n".encode()
 
 
@@ -191,6 +196,22 @@ def test_uploads_that_stall_take_no_place_of_a_stream(
         assert upload(client, image(), "a.png").status == 201
         assert client.stop(events.id).json["upstream"] == "closed"
         events.to_end()
+    wait_until(lambda: not spooled(server), SERVER_TIMEOUT)
+
+
+def test_uploads_of_one_person_leave_threads_to_others(server: HaltServer) -> None:
+    """As many uploads as there are threads stall: the next one is refused, one of another taken."""
+    anna, ben = server.client(), server.client()
+    anna.get("/")
+    with ExitStack() as stack:
+        for _ in range(THREADS_MAX[Kind.UPLOAD]):
+            sock = stack.enter_context(connect(server))
+            sock.sendall(head(MANY, cookies=anna.cookies) + bytes(FILE_BODY_MAX))
+        wait_until(lambda: len(spooled(server)) >= RECEIVED_MAX, SERVER_TIMEOUT)
+        refused = upload(anna, b"The next file of the same person.")
+        assert (refused.status, refused.error["code"]) == (503, "at_capacity")
+        assert int(refused.headers["retry-after"]) > 0
+        assert upload(ben, b"A file of another person.").status == 201
     wait_until(lambda: not spooled(server), SERVER_TIMEOUT)
 
 

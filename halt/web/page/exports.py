@@ -122,7 +122,8 @@ def import_() -> Response:
     """Import a file that Halt has exported as JSON."""
     limit = services().config.max_import_bytes
     request.max_content_length = request.max_form_memory_size = limit
-    with services().generations.readers.place():  # a large file may take long to arrive
+    uploads, readers = services().uploads, services().generations.readers
+    with uploads.receiving(owner()), readers.place():  # a large file may take long to arrive
         try:
             file = request.files.get("file")
             data = _bytes_of(file) if file else b""
@@ -136,7 +137,7 @@ def import_() -> Response:
             raise RequestError(OWN_ALONE, field="file")
         # A file that Halt has exported must always be valid.
         message_max = max(MESSAGE_MAX, services().config.max_answer_chars)
-        imports = Imports(services().store, services().uploads, services().config.max_file_bytes)
+        imports = Imports(services().store, uploads, services().config.max_file_bytes)
         imported = imports.take(owner(), data, message_max)
     count = len(imported.ids)
     message = f"{count:,} chat{' was' if count == 1 else 's were'} imported."

@@ -36,7 +36,7 @@ def upload() -> tuple[dict[str, object], int]:
     """Take a file, which is the body; its name is the parameter `name`."""
     request.max_content_length = sys.maxsize  # `take` has the limit, and names the file
     uploads = services().uploads
-    with uploads.receiving():
+    with uploads.receiving(owner()):
         name, size = request.args.get("name", ""), request.content_length
         uploaded = uploads.take(owner(), name, _Body(), size)
     return as_json(uploaded), 201
@@ -83,7 +83,7 @@ def send_with_files(conversation_id: str) -> Response:
     limit = config.max_files * config.max_file_bytes + FORM_MORE
     request.max_content_length, request.max_form_memory_size = limit, FORM_MORE
     uploads = services().uploads
-    with uploads.receiving():
+    with uploads.receiving(owner()):
         try:
             with _breaks_off():
                 chosen = [file for file in request.files.getlist("files") if file.filename]
