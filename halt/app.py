@@ -52,10 +52,10 @@ from halt.store.writer import StoreWriter
 from halt.web import cors, identity, proxies, responses, security, server_check, static_files, via
 from halt.web.api import document, openai, stop, streams, text
 from halt.web.page import account, endings, oidc, sidebar, times
+from halt.web.page import files as files_page
 from halt.web.page import providers as providers_page
 from halt.web.page import routes as pages
 from halt.web.page import settings as page_settings
-from halt.web.page import uploads as uploads_page
 from halt.web.page.stop import stop_fragment
 from halt.web.rate_limits import RateLimits
 from halt.web.request_ids import RequestContext, add_to_log
@@ -182,7 +182,7 @@ def create_app(
     app.register_blueprint(pages.blueprint)
     if mode == "oidc":
         app.register_blueprint(oidc.blueprint)
-    for part in (sidebar, page_settings, account, providers_page, uploads_page, times):
+    for part in (sidebar, page_settings, account, providers_page, files_page, times):
         part.install(app)
     app.register_blueprint(streams.blueprint)
     app.register_blueprint(text.blueprint)

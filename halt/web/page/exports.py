@@ -6,16 +6,13 @@ import contextlib
 import mmap
 import re
 import threading
-import unicodedata
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import chain
-from urllib.parse import quote
 
 from flask import Response, request
 from werkzeug.datastructures import FileStorage
 from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.wsgi import ClosingIterator
 
 from halt.chat.imports import Imports
 from halt.errors import RequestError, TooLarge
@@ -23,6 +20,7 @@ from halt.store.exports import path, to_json, to_markdown, to_zip
 from halt.store.import_faults import OWN_ALONE
 from halt.store.portable import MESSAGE_MAX, PortableConversation
 from halt.web.identity import owner
+from halt.web.page.downloads import download_response
 from halt.web.page.toast import toast
 from halt.web.requests import conversation_ids
 from halt.web.services import services
@@ -77,7 +75,7 @@ def _format() -> str:
 def _download(
     conversations: Iterator[PortableConversation], title: str, kind: str, *, has_files: bool
 ) -> Response:
-    """A file that is generated while it is sent, as a reader, because that may take long.
+    """A file that is generated while it is sent.
 
     `has_files`: whether Markdown has files beside it, in a ZIP.
     """
@@ -89,17 +87,8 @@ def _download(
     else:
         parts = to_markdown(conversations)
     ending, mimetype = KINDS[kind]
-    name = f"{file_stem(title)}.{ending}"
-    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    names = {"filename": ascii_name, "filename*": f"UTF-8''{quote(name)}"}
-    service = services().generations
-    response = Response(
-        ClosingIterator(_in_turn(parts, services().exporting), service.readers.give_back_place),
-        mimetype=mimetype,
-    )
-    response.headers.set("Content-Disposition", "attachment", **names)
-    service.readers.take_place()  # last: the response's close gives it back
-    return response
+    pieces = _in_turn(parts, services().exporting)
+    return download_response(pieces, f"{file_stem(title)}.{ending}", mimetype)
 
 
 def _in_turn(parts: Iterator[bytes], making: threading.Lock) -> Iterator[bytes]:

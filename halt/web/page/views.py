@@ -28,8 +28,8 @@ from halt.rendering.streaming.blocks import Patch
 from halt.rendering.streaming.stream import BlockStream
 from halt.store.models import Exchange, Versions, state_of
 from halt.web.page.answer_pictures import height, with_pictures
-from halt.web.page.attached import FILES_HEIGHT, FileView, file_view
 from halt.web.page.end_notes import LOST, NoteView, empty_note, end_note
+from halt.web.page.file_views import FILES_HEIGHT, FileView, file_view
 from halt.web.page.sources import BelowView, below_view, with_links
 from halt.web.page.tail import tail_box
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import unicodedata
 from collections.abc import Iterator
-from urllib.parse import quote
 
 from flask import Blueprint, Flask, Response, abort, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
-from werkzeug.wsgi import ClosingIterator
 
 from halt.chat.uploads import DISK_FULL, Uploaded
 from halt.core.decoding import is_id
@@ -20,6 +17,7 @@ from halt.files.facts import Role
 from halt.files.names import clean_name
 from halt.store.models import StoredFile
 from halt.web.identity import owner
+from halt.web.page.downloads import download_response
 from halt.web.page.messages import start
 from halt.web.services import services
 
@@ -98,16 +96,17 @@ def send_with_files(conversation_id: str) -> Response:
 @blueprint.get("/files/<file_hash>")
 def image(file_hash: str) -> Response:
     """An image of the person, as it is shown."""
-    return _shown(file_hash, "content")
+    return _image(file_hash, "content")
 
 
 @blueprint.get("/files/<file_hash>/thumbnail")
 def thumbnail(file_hash: str) -> Response:
     """A small picture of an image of the person."""
-    return _shown(file_hash, "thumbnail")
+    return _image(file_hash, "thumbnail")
 
 
-def _shown(file_hash: str, role: Role) -> Response:
+def _image(file_hash: str, role: Role) -> Response:
+    """An image or its thumbnail. Raises UnknownFile."""
     file = services().store.files.get(owner(), file_hash)
     if file.facts.kind != "image":
         abort(404)
@@ -132,18 +131,12 @@ def download(file_hash: str) -> Response:
     files = services().store.files
     file = files.get(owner(), file_hash)
     name = clean_name(request.args.get("name", ""))
-    service = services().generations
-    pieces: Iterator[bytes] = files.data(owner(), file_hash, "content")
-    response = Response(
-        ClosingIterator(pieces, service.readers.give_back_place), mimetype=file.facts.media_type
-    )
-    response.content_length = file.sizes["content"]
-    ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode() or "file"
-    names = {"filename": ascii_name, "filename*": f"UTF-8''{quote(name)}"}
-    response.headers.set("Content-Disposition", "attachment", **names)
-    response.headers["Content-Security-Policy"] = FILE_POLICY
-    service.readers.take_place()  # last: the response's close gives it back
-    return response
+    headers = {
+        "Content-Length": str(file.sizes["content"]),
+        "Content-Security-Policy": FILE_POLICY,
+    }
+    pieces = files.data(owner(), file_hash, "content")
+    return download_response(pieces, name, file.facts.media_type, headers)
 
 
 def install(app: Flask) -> None:
