@@ -21,13 +21,13 @@ import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 
-from halt.chat.uploads import Uploads
+from halt.chat.uploads import PieceSource, Uploads
 from halt.core.events import Extra
 from halt.core.generation import Generation
 from halt.core.serial import Serial
@@ -61,19 +61,6 @@ def is_unkept(text: str, steps: tuple[Step, ...]) -> bool:
     )
 
 
-class _Stream:
-    """A picture's bytes, as a source of `Uploads.take`."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
-
-    def read(self, size: int, /) -> bytes:
-        piece = self._rest or next(self._pieces, b"")
-        self._rest = piece[size:]
-        return piece[:size]
-
-
 class _NotKept(Exception):
     """A picture cannot be kept; the argument is a sentence."""
 
@@ -85,9 +72,10 @@ class AnswerPictures:
         self._pictures = pictures
         self._uploads = uploads
         self._thread = Serial("halt-pictures")
-        self._changed = threading.Condition()  # protects the two below
+        self._changed = threading.Condition()  # protects `_pending`
         self._pending: set[tuple[str, int]] = set()  # (person, message)
-        self._looked: OrderedDict[tuple[str, int], str] = OrderedDict()  # with the stream's ID
+        #: With the stream's ID. Used by `_thread` alone.
+        self._looked: OrderedDict[tuple[str, int], str] = OrderedDict()
         self._closing = threading.Event()
 
     def on_end(self, run: Generation, message_id: int, is_saved: Callable[[], bool]) -> None:
@@ -141,7 +129,7 @@ class AnswerPictures:
                 return
 
     def _keep(self, owner: str, message_id: int) -> None:
-        """Keep the pictures of an answer. Raises what passes: see `_try`."""
+        """Keep the pictures of an answer. Raises the faults after which `_try` tries again."""
         key = owner, message_id
         before = self._pictures.get(owner, message_id)
         if before is None or self._looked.get(key) == before.stream_id:
@@ -221,7 +209,7 @@ class _Work:
             raise _NotKept(f"An answer has at most {PICTURES_MAX} pictures.")
         name = clean_name(f"{_alt(picture) or 'picture'}.{picture.media_type.partition('/')[2]}")
         try:
-            taken = self._uploads.take(self._owner, name, _Stream(picture.content()))
+            taken = self._uploads.take(self._owner, name, PieceSource(picture.content()))
         except UnknownKind:
             reason = "It is no image that Halt reads."
         except FileError as fault:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from halt.chat.uploads import Uploads
+from halt.chat.uploads import PieceSource, Uploads
 from halt.core.steps import Step
 from halt.errors import StoreUnavailable
 from halt.files.faults import FileError
@@ -77,7 +77,7 @@ class Imports:
         if file.size > self._max_file_bytes:
             return None
         try:
-            return self._uploads.take(owner, name, file.source(), file.size).file.hash
+            return self._uploads.take(owner, name, PieceSource(file.pieces()), file.size).file.hash
         except FileError:
             return None
 

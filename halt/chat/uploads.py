@@ -32,7 +32,22 @@ logger = logging.getLogger(__name__)
 class Source(Protocol):
     """Where a file comes from."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, at most `size`; b"" at the end."""
+
+
+class PieceSource:
+    """A source whose bytes come in pieces, none of them empty."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = b""
+
+    def read(self, size: int, /) -> bytes:
+        """See `Source`. Raises what the iterator raises."""
+        data = self._rest or next(self._pieces, b"")
+        self._rest = data[size:]
+        return data[:size]
 
 
 class Uploaded(NamedTuple):

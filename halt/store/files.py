@@ -32,14 +32,13 @@ from halt.errors import TooLarge
 from halt.files.facts import Role
 from halt.store.database import Database, upsert
 from halt.store.models import Attachment, StoredFile, UnknownFile
-from halt.store.portable_files import Contents
+from halt.store.portable_files import ContentReader
 from halt.store.tables import attachments, file_parts, files
 
 PART = 1_000_000  # bytes of a row
 #: Seconds.
 UNUSED_FOR, UNFINISHED_FOR = 86_400.0, 3_600.0
 
-_KEY = ["owner", "hash"]
 _HASH = re.compile(r"[0-9a-f]{64}")  # PostgreSQL refuses a text with a NUL
 
 
@@ -157,7 +156,7 @@ class Files:
             left -= len(piece)
             number += 1
 
-    def contents(self, owner: str) -> Contents:
+    def contents(self, owner: str) -> ContentReader:
         """The files of a person, for an export."""
         return lambda file_hash: self.data(owner, file_hash, "content")
 

@@ -22,7 +22,7 @@ from halt.errors import RequestError
 from halt.store.models import UnknownFile
 
 #: Gives the content of a file in pieces, by its hash. Raises UnknownFile.
-Contents = Callable[[str], Iterator[bytes]]
+ContentReader = Callable[[str], Iterator[bytes]]
 
 PIECE = 1 << 18  # characters that are decoded at a time; a multiple of 4
 Hash = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -39,7 +39,7 @@ class PortableFile(msgspec.Struct, omit_defaults=True):
 
 
 def no_contents(file_hash: str) -> Iterator[bytes]:
-    """The `Contents` of an export without data."""
+    """The `ContentReader` of an export without data."""
     raise UnknownFile("There is no such file here.")
 
 
@@ -95,10 +95,6 @@ class EncodedFile:
         if digest.hexdigest() != self.hash:
             raise self.fault("its data has another hash")
 
-    def source(self) -> FileSource:
-        """Its content, to be read like an upload."""
-        return FileSource(self.pieces())
-
     def fault(self, reason: str) -> RequestError:
         """The error of a file that is damaged."""
         return RequestError(
@@ -106,17 +102,3 @@ class EncodedFile:
             "Export the chats again, then import that file.",
             field="file",
         )
-
-
-class FileSource:
-    """Pieces, read like a file."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes, at most `size`; b"" at the end."""
-        data = self._rest or next(self._pieces, b"")
-        self._rest = data[size:]
-        return data[:size]
