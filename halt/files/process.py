@@ -16,7 +16,7 @@ from typing import BinaryIO, NoReturn
 from halt import child_process
 from halt.files import protocol, reading
 from halt.files.protocol import CPU_MAX, MEMORY_MAX, Reply, Request, frame
-from halt.files.reading.found import Limits, Refused
+from halt.files.reading.result import Limits, Refused
 
 NICE = 10  # added to the priority's number
 
@@ -24,9 +24,9 @@ NICE = 10  # added to the priority's number
 def answer(request: Request, source: BinaryIO, out: BinaryIO) -> Reply:
     """Read a file and write what is kept of it to `out`."""
     try:
-        found = reading.read(source, request.name, Limits(request.max_chars, request.max_bytes))
-        text = found.text.encode()
-        for data in (found.content, text, found.thumbnail):
+        result = reading.read(source, request.name, Limits(request.max_chars, request.max_bytes))
+        text = result.text.encode()
+        for data in (result.content, text, result.thumbnail):
             out.write(data)
         out.flush()
     except Refused as refused:
@@ -36,10 +36,10 @@ def answer(request: Request, source: BinaryIO, out: BinaryIO) -> Reply:
     except Exception as exc:  # noqa: BLE001 - only the kind: the message may have the user's text
         return Reply("unreadable", "The file could not be read.", surprise=type(exc).__name__)
     return Reply(
-        facts=found.facts,
-        content=len(found.content),
+        facts=result.facts,
+        content=len(result.content),
         text=len(text),
-        thumbnail=len(found.thumbnail),
+        thumbnail=len(result.thumbnail),
     )
 
 

@@ -4,7 +4,7 @@ images      turned upright, made smaller, without metadata
 pdf         the text of its pages
 docx        the text of a Word document
 text        any text or source file
-found       what the readers return and raise
+result      what the readers return and raise
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import zipfile
 from typing import BinaryIO
 
 from halt.files.reading import docx, images, pdf, text
-from halt.files.reading.found import Found, Limits, Refused
+from halt.files.reading.result import Limits, Refused, Result
 
 _HEAD = 1024  # bytes in which the beginning of a PDF may be
 _DOCX = "word/document.xml"
@@ -28,7 +28,7 @@ _PACKED = {
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
-def read(source: BinaryIO, name: str, limits: Limits) -> Found:
+def read(source: BinaryIO, name: str, limits: Limits) -> Result:
     """Read a file from its beginning. Raises Refused."""
     head = source.read(_HEAD)
     source.seek(0)
@@ -47,7 +47,7 @@ def read(source: BinaryIO, name: str, limits: Limits) -> Found:
     return text.read(source, name, limits)
 
 
-def _packed(source: BinaryIO, limits: Limits) -> Found:
+def _packed(source: BinaryIO, limits: Limits) -> Result:
     try:
         with zipfile.ZipFile(source) as archive:
             names = frozenset(archive.namelist())

@@ -11,7 +11,7 @@ from docx.table import Table
 
 from halt.files import tokens
 from halt.files.facts import Facts
-from halt.files.reading.found import Found, Limits, Refused, cut, plain
+from halt.files.reading.result import Limits, Refused, Result, cut, plain
 
 MEDIA_TYPE = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 DEPTH_MAX = 5  # of tables in tables
@@ -19,7 +19,7 @@ DEPTH_MAX = 5  # of tables in tables
 _HEADING = re.compile(r"Heading ([1-6])")
 
 
-def read(source: BinaryIO, limits: Limits) -> Found:
+def read(source: BinaryIO, limits: Limits) -> Result:
     """Read the text of a Word document. Raises Refused."""
     try:
         document = docx.Document(source)
@@ -32,7 +32,7 @@ def read(source: BinaryIO, limits: Limits) -> Found:
     facts = Facts(
         "text", MEDIA_TYPE, "DOCX", tokens.of_text(used), chars=len(text), text_chars=len(used)
     )
-    return Found(facts, text=used)
+    return Result(facts, text=used)
 
 
 def _blocks(container: Any, depth: int) -> Iterator[str]:

@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from halt.files import tokens
 from halt.files.facts import Facts
 from halt.files.reading.bare import is_bare
-from halt.files.reading.found import Found, Refused
+from halt.files.reading.result import Refused, Result
 
 SIDE_MAX = 2_048  # pixels; models scale larger ones down themselves
 PIXELS_MAX = 100_000_000  # of an image as it comes: 300 MB in memory
@@ -56,7 +56,7 @@ def format_of(head: bytes) -> str:
     return next((kind for prefix, kind in _PREFIXES.items() if head.startswith(prefix)), "")
 
 
-def read(source: BinaryIO, kind: str) -> Found:
+def read(source: BinaryIO, kind: str) -> Result:
     """Read an image of this format. Of an animation, the first picture. Raises Refused."""
     if kind == "HEIF":
         _load_heic()
@@ -90,7 +90,7 @@ def read(source: BinaryIO, kind: str) -> Found:
         thumbnail_type="image/png" if image.mode == "RGBA" else "image/jpeg",
     )
     thumbnail = _png(small) if image.mode == "RGBA" else _jpeg(small, 80)
-    return Found(facts, content, thumbnail=thumbnail)
+    return Result(facts, content, thumbnail=thumbnail)
 
 
 def _label(kind: str) -> str:

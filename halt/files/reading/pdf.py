@@ -10,12 +10,12 @@ import pypdfium2  # type: ignore[import-untyped]
 from halt.files import tokens
 from halt.files.facts import Facts
 from halt.files.protocol import ENOUGH
-from halt.files.reading.found import Found, Limits, Refused, cut, plain
+from halt.files.reading.result import Limits, Refused, Result, cut, plain
 
 PAGES_MAX = 50_000  # a damaged file may claim millions
 
 
-def read(source: BinaryIO, limits: Limits) -> Found:
+def read(source: BinaryIO, limits: Limits) -> Result:
     """Read the text of a PDF. Raises Refused."""
     began = time.process_time()
     try:
@@ -55,7 +55,7 @@ def read(source: BinaryIO, limits: Limits) -> Found:
         chars=len(used),
         text_chars=len(used),
     )
-    return Found(facts, text=used)
+    return Result(facts, text=used)
 
 
 def _page(document: pypdfium2.PdfDocument, number: int) -> str:

@@ -11,7 +11,7 @@ from charset_normalizer import from_bytes
 
 from halt.files import tokens
 from halt.files.facts import Facts
-from halt.files.reading.found import Found, Limits, Refused, cut, plain
+from halt.files.reading.result import Limits, Refused, Result, cut, plain
 
 SAMPLE = 50_000  # bytes by which an encoding is told
 
@@ -31,7 +31,7 @@ _KIND = (
 )
 
 
-def read(source: BinaryIO, name: str, limits: Limits) -> Found:
+def read(source: BinaryIO, name: str, limits: Limits) -> Result:
     """Read a text file. Raises Refused for what is no text."""
     data = source.read()
     text = plain(_decoded(data))
@@ -46,7 +46,7 @@ def read(source: BinaryIO, name: str, limits: Limits) -> Found:
         chars=len(text),
         text_chars=len(used),
     )
-    return Found(facts, text=used)
+    return Result(facts, text=used)
 
 
 def _decoded(data: bytes) -> str:

@@ -17,7 +17,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Found:
+class Result:
     """A file that was read. Without `content` the file is kept as it came."""
 
     facts: Facts
