@@ -15,7 +15,10 @@ from halt.errors import HaltError, RequestError
 
 
 def read_question(file: TextIO, longest: int, *, is_needed: bool = True) -> str:
-    """The question from the standard input. Raises RequestError if it is too long, or empty."""
+    """The question from the standard input. Raises RequestError if it is too long.
+
+    `is_needed`: an empty one is an error, too.
+    """
     question = file.read(longest + 1).strip()
     if is_needed and not question:
         raise RequestError("The standard input has no question.")

@@ -82,7 +82,7 @@ class Message(dict[str, Any]):
             return len(content)
         if isinstance(content, list):
             return len(
-                msgspec.json.encode({**self, "content": [_without_data(p) for p in content]})
+                msgspec.json.encode({**self, "content": [_without_data(part) for part in content]})
             )
         return len(msgspec.json.encode(self))
 

@@ -8,10 +8,9 @@ when the answer has ended.
 
 The text is untrusted. Raw HTML stays text, except the tags of `halt.rendering.grammar.tags` and
 `halt.rendering.grammar.details`; an image becomes a link (nothing is loaded; one that is kept here
-becomes a mark), and nh3 removes
-everything that is not listed in `halt.rendering.sanitizing`; style attributes are never allowed.
-Identifiers come from footnotes alone. data: URLs are replaced by labels (see
-`halt.rendering.data_urls`).
+becomes a mark), and nh3 removes everything that is not listed in `halt.rendering.sanitizing`; style
+attributes are never allowed. Identifiers come from footnotes alone. data: URLs are replaced by
+labels (see `halt.rendering.data_urls`).
 
 Time: `BlockStream` and `halt.rendering.plain` are linear in the text. The Markdown parser is not
 for every text, and highlighting (`halt.rendering.highlighting`) is for few. The server therefore

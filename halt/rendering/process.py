@@ -1,9 +1,9 @@
 """The rendering process: Markdown and highlighting in limited time, for one worker of the server.
 
-It has no threads: when a piece of work has used its CPU
-time, a signal raises OutOfTime in the middle of it, also within a pattern that backtracks (`re`
-checks for signals every few thousand steps). C code that does not check for signals is handled by
-the worker, which kills this process at the deadline.
+It has no threads: when a piece of work has used its CPU time, a signal raises OutOfTime in the
+middle of it, also within a pattern that backtracks (`re` checks for signals every few thousand
+steps). C code that does not check for signals is handled by the worker, which kills this process at
+the deadline.
 """
 
 from __future__ import annotations
