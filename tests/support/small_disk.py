@@ -22,8 +22,10 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     )
     if not mounted:
         pytest.skip("only root can make a small disk")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @contextlib.contextmanager
@@ -32,5 +34,7 @@ def filled(folder: Path) -> Iterator[None]:
     with (folder / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
         while ballast.write(b"x" * 4096):
             pass
-    yield
-    (folder / "ballast").unlink()
+    try:
+        yield
+    finally:
+        (folder / "ballast").unlink()

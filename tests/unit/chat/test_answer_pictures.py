@@ -194,13 +194,13 @@ def test_end_of_the_process_leaves_the_answer_for_the_next(
     monkeypatch.setattr(talk.uploads, "take", killed)
     text = f"![n](data:image/png;base64,{PNG})"
     write_end(talk.store, talk.ask("Draw."), text)
-    talk.pictures.look("anna", talk.last_exchange().answer_id)
+    answer_id = talk.last_exchange().answer_id
+    talk.pictures.look("anna", answer_id)
     assert reading.wait(WAIT)
-    closer = threading.Thread(target=talk.pictures.close)
-    closer.start()
-    talk.pictures._closing.wait(WAIT)
+    monkeypatch.setattr(answer_pictures, "CLOSE_WAIT", 0.0)
+    talk.pictures.close()
     ending.set()
-    closer.join(WAIT)
+    assert talk.pictures.wait("anna", answer_id, WAIT)
     assert talk.last_exchange().answer == text
     assert len(make_talk().look().images) == 1
 

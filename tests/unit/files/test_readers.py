@@ -63,9 +63,11 @@ def test_file_that_takes_too_much_is_refused(
     readers.close()
 
 
-def test_process_has_limits_and_not_the_environment(tmp_path: Path) -> None:
+def test_process_has_limits_and_not_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file that takes over the process finds no keys, and cannot take all memory."""
-    os.environ["HALT_TEST_KEY"] = "secret"
+    monkeypatch.setenv("HALT_TEST_KEY", "secret")
     readers = Readers()
     read(readers, tmp_path)
     (pid,) = readers.pids
@@ -76,7 +78,6 @@ def test_process_has_limits_and_not_the_environment(tmp_path: Path) -> None:
     assert "Max core file size        0" in limits
     assert os.getpriority(os.PRIO_PROCESS, pid) > 0
     readers.close()
-    del os.environ["HALT_TEST_KEY"]
 
 
 def test_files_wait_for_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -144,11 +145,16 @@ def test_large_photo_is_made_smaller_upright_and_without_its_place(read: Read) -
 
 
 def test_image_is_kept_in_srgb(read: Read) -> None:
-    """The colours of another profile are converted; the profile is not kept."""
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
-    for icc_profile in (profile, b"no profile"):
-        found = read(image(kind="PNG", icc_profile=icc_profile))
-        assert "icc_profile" not in opened(found.content).info
+    """The colours of another profile are converted; no profile is kept."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    names = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}  # of its red and its green
+    green_for_red = re.sub(rb"[rg]XYZ", lambda name: names[name[0]], srgb)
+    for icc_profile, colour in ((green_for_red, (0, 255, 0)), (b"no profile", (255, 0, 0))):
+        out = io.BytesIO()
+        Image.new("RGB", (4, 4), "red").save(out, "PNG", icc_profile=icc_profile)
+        kept = opened(read(out.getvalue()).content)
+        assert kept.getpixel((0, 0)) == colour
+        assert "icc_profile" not in kept.info
 
 
 def test_grey_of_16_bits_keeps_its_brightness(read: Read) -> None:
