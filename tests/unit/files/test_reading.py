@@ -6,11 +6,13 @@ import hashlib
 import io
 import re
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from docx import Document
 from PIL import Image, ImageCms
 
 from halt.files.faults import FileError, FileTooLarge, UnknownKind, Unreadable
@@ -231,6 +233,35 @@ def test_word_document_has_its_text(read: Read) -> None:
     assert found.text == b"One.\n\nTwo."
     assert (found.facts.kind, found.facts.label) == ("text", "DOCX")
     assert found.content == content
+
+
+def test_long_document_is_read(read: Read) -> None:
+    """Twenty-five thousand paragraphs take far less than the limit of time."""
+    paragraph, count = "<w:p><w:r><w:t>Some words.</w:t></w:r></w:p>", 25_000
+    with zipfile.ZipFile(io.BytesIO(docx(["Some words."]))) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    body = files["word/document.xml"]
+    files["word/document.xml"] = body.replace(
+        b"<w:sectPr", paragraph.encode() * count + b"<w:sectPr"
+    )
+    found = read(packed(files), max_bytes=10**8)
+    assert found.facts.chars == len("Some words.\n\n") * (count + 1) - 2
+
+
+def test_headings_and_tables_of_a_document_are_markdown(read: Read) -> None:
+    """A merged cell comes once; neighbours with the same text both come."""
+    document = Document()
+    document.add_heading("Plans", 2)
+    document.add_paragraph("Words.")
+    table = document.add_table(2, 3)
+    for row in table.rows:
+        for cell in row.cells:
+            cell.text = "x"
+    table.cell(0, 0).merge(table.cell(0, 1)).text = "wide"
+    out = io.BytesIO()
+    document.save(out)
+    text = read(out.getvalue()).text.decode()
+    assert text == "## Plans\n\nWords.\n\n| wide | x |\n| x | x | x |"
 
 
 @pytest.mark.parametrize(
