@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ from halt.store.tables import attachments, file_parts, files
 PART = 1_000_000  # bytes of a row
 #: Seconds.
 UNUSED_FOR, UNFINISHED_FOR = 86_400.0, 3_600.0
+SIZES_LOCK = 7_106_905  # class of the advisory locks of PostgreSQL for the files of a person
 
 _HASH = re.compile(r"[0-9a-f]{64}")  # PostgreSQL refuses a text with a NUL
 
@@ -87,10 +89,10 @@ class Files:
             seen = update(files).where(*_is(owner, file.hash)).values(uploaded_at=at)
             row = connection.execute(seen.returning(*_FILE, files.c.complete)).one_or_none()
             if row is not None:
-                if row.complete:
-                    _mark_unused(connection, owner, [file.hash], at)
-                    return StoredFile(row.hash, row.facts, row.sizes)
-                return None
+                # Also of an upload that broke off: a sweep must not remove it during this one.
+                _mark_unused(connection, owner, [file.hash], at)
+                return StoredFile(row.hash, row.facts, row.sizes) if row.complete else None
+            _lock_sizes(connection, owner)
             sizes = select(func.coalesce(func.sum(files.c.size), 0)).where(files.c.owner == owner)
             used = int(connection.scalar(sizes) or 0)
             if used + size > max_bytes:
@@ -189,6 +191,13 @@ class Files:
     def read(self, owner: str, file_hash: str, role: Role) -> bytes:
         """All bytes of a part of a file. Raises UnknownFile."""
         return b"".join(self.data(owner, file_hash, role))
+
+
+def _lock_sizes(connection: Connection, owner: str) -> None:
+    """Until the transaction ends, no other adds files of this person, whose sizes are summed up."""
+    if connection.dialect.name == "postgresql":  # SQLite has one writer at a time
+        key = zlib.crc32(owner.encode()) - (1 << 31)
+        connection.execute(select(func.pg_advisory_xact_lock(SIZES_LOCK, key)))
 
 
 _FILE = (files.c.hash, files.c.facts, files.c.sizes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import func, select, update
@@ -55,6 +57,24 @@ def test_files_of_a_person_are_limited(store: Store) -> None:
         save(store, b"b" * 900, max_bytes=1_000)
     assert rows(store)[0] == 1
     save(store, b"b" * 900, "ben", max_bytes=1_000)
+
+
+def test_files_of_a_person_are_limited_also_at_once(store: Store) -> None:
+    """Of many uploads at the same moment only those that fit are stored."""
+    count = 10
+    save(store, b"The database is ready.", "ben")
+    start = threading.Barrier(count)
+
+    def save_one(number: int) -> bool:
+        start.wait()
+        try:
+            save(store, bytes([number]) * 900, max_bytes=1_500)
+        except TooLarge:
+            return False
+        return True
+
+    with ThreadPoolExecutor(count) as threads:
+        assert sum(threads.map(save_one, range(count))) == 1
 
 
 def ask_with(chat: Chat, *attached: tuple[str, str]) -> None:
@@ -135,6 +155,30 @@ def test_upload_that_broke_off_can_be_repeated(store: Store) -> None:
     assert save(store) == file
     assert rows(store) == (1, 2)
     assert store.files.read("anna", file.hash, "text") == b"content"
+
+
+def test_upload_that_broke_off_stays_while_it_is_repeated(store: Store) -> None:
+    """A sweep during the second upload, long after the first one."""
+    content, facts = b"x" * (2 * PART), Facts("text", "text/plain", "TXT", 3)
+    file = StoredFile("0" * 64, facts, {"content": len(content)})
+
+    def broken_off(role: Role) -> Iterator[bytes]:
+        yield content[:PART]
+        raise ConnectionError
+
+    def swept(role: Role) -> Iterator[bytes]:
+        yield content[:PART]
+        while store.generations.sweep(time.time()):
+            pass
+        yield content[PART:]
+
+    with pytest.raises(ConnectionError):
+        store.files.save("anna", file, broken_off, max_bytes=10**9)
+    with store.database.writing() as connection:
+        long_ago = time.time() - UNFINISHED_FOR - 60
+        connection.execute(update(files).values(unused_since=long_ago, uploaded_at=long_ago))
+    assert store.files.save("anna", file, swept, max_bytes=10**9) == file
+    assert store.files.read("anna", file.hash, "content") == content
 
 
 def test_file_goes_with_the_last_conversation_that_has_it(store: Store) -> None:
