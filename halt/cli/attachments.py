@@ -26,7 +26,7 @@ from halt.model_info import Abilities
 from halt.store.models import Attachment, Exchange, StoredFile
 from halt.store.prompt_messages import exchange_path, path_messages
 
-NOTE_AFTER = 2.0  # seconds of reading after which the user is told of it
+NOTE_AFTER = 2.0  # seconds of reading after which `note` is called
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 logger = logging.getLogger(__name__)
@@ -121,14 +121,14 @@ class AttachedFiles:
     def _first(
         results: queue.SimpleQueue[Attachment | HaltError | int], on_wait: Callable[[], None]
     ) -> Attachment | HaltError | int:
-        told_at = now() + NOTE_AFTER
+        note_at = now() + NOTE_AFTER
         while True:
             try:
                 return results.get(timeout=SIGNAL_INTERVAL)
             except queue.Empty:
-                if now() > told_at:
+                if now() > note_at:
                     on_wait()
-                    told_at = float("inf")
+                    note_at = float("inf")
 
     def _read(self, path: str) -> Attachment:
         """Read a file and keep what is sent of it. Raises HaltError."""

@@ -43,11 +43,11 @@ def completions(text: str) -> list[tuple[str, str, int]]:
     folder += slash
     try:
         with os.scandir(os.path.expanduser(folder) or ".") as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries)
+            entry_names = sorted((entry.name, entry.is_dir()) for entry in entries)
     except (OSError, ValueError):
         return []
     return [
         (_SPECIAL.sub(r"\\\1", folder + name) + "/" * is_folder, name + "/" * is_folder, len(word))
-        for name, is_folder in found
+        for name, is_folder in entry_names
         if name.startswith(start) and (start or not name.startswith("."))
     ]

@@ -124,10 +124,10 @@ class Files:
 
     def get(self, owner: str, file_hash: str) -> StoredFile:
         """A file. Raises UnknownFile."""
-        found = self.many(owner, [file_hash])
-        if file_hash not in found:
+        file = self.many(owner, [file_hash]).get(file_hash)
+        if file is None:
             raise UnknownFile("There is no such file here.")
-        return found[file_hash]
+        return file
 
     def many(self, owner: str, hashes: Collection[str]) -> dict[str, StoredFile]:
         """Those of the files that there are, by their hashes."""
@@ -264,11 +264,11 @@ def attached(
 
 def by_message(rows: Iterable[Row[Any]]) -> dict[int, tuple[Attachment, ...]]:
     """The attachments of rows with the columns ATTACHED, by the messages' IDs."""
-    found: dict[int, list[Attachment]] = {}
+    by_id: dict[int, list[Attachment]] = {}
     for row in rows:
         file = StoredFile(row.hash, row.facts, row.sizes)
-        found.setdefault(row.message_id, []).append(Attachment(row.name, file))
-    return {message_id: tuple(files) for message_id, files in found.items()}
+        by_id.setdefault(row.message_id, []).append(Attachment(row.name, file))
+    return {message_id: tuple(files) for message_id, files in by_id.items()}
 
 
 def detach(

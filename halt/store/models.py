@@ -42,7 +42,7 @@ class UnknownConversation(HaltError):
 
 
 class UnknownFile(HaltError):
-    """There is no such file of this person: it was removed, or it is somebody else's."""
+    """There is no such file of this person: it was removed, or it is another person's."""
 
     code = "unknown_file"
     status = 404

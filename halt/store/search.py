@@ -77,11 +77,13 @@ class Search:
             by_id = _named(connection, owner, query.split()[:WORDS_MAX], values)
         by_id |= {row.id: _hit(row, snippet(labelled(row.content), query_words)) for row in rows}
         hits = sorted(by_id.values(), key=lambda hit: (hit.created_at, hit.message_id))[::-1]
-        shown = tuple(hits[:limit])
+        page_hits = tuple(hits[:limit])
         next_cursor = (
-            f"{shown[-1].created_at!r}~{shown[-1].message_id}" if len(hits) > limit else None
+            f"{page_hits[-1].created_at!r}~{page_hits[-1].message_id}"
+            if len(hits) > limit
+            else None
         )
-        return Page(shown, next_cursor)
+        return Page(page_hits, next_cursor)
 
     def _terms(self, connection: Connection, owner: str, index_terms: list[str]) -> dict[str, str]:
         """The query for the index.

@@ -33,12 +33,12 @@ class Attached(NamedTuple):
 def attached(body: dict[str, Any]) -> list[Attached]:
     """The images and files of all messages, in their order."""
     return [
-        found
+        attachment
         for message in body.get("messages") or ()
         if isinstance(message, dict) and isinstance(message.get("content"), list)
         for part in message["content"]
         if isinstance(part, dict)
-        for found in _in_part(part)
+        for attachment in _in_part(part)
     ]
 
 

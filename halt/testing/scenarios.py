@@ -660,15 +660,15 @@ NO_IMAGES = {
 @scenario
 def vision(reply: Reply) -> None:
     """Tells which images and files the request has, and the text of the last prompt."""
-    found = attached(reply.request)
-    sentences = [_listed(found, "image"), _listed(found, "file"), last_user_message(reply.request)]
+    items = attached(reply.request)
+    sentences = [_listed(items, "image"), _listed(items, "file"), last_user_message(reply.request)]
     reply.tokens(re.findall(r"\s*\S+", " ".join(filter(None, sentences))))
     reply.finish()
 
 
-def _listed(found: list[Attached], kind: str) -> str:
+def _listed(items: list[Attached], kind: str) -> str:
     """As in "2 images: image/png 64x48, image/jpeg 10x10."; "No images." without one."""
-    matching = [str(item) for item in found if item.kind == kind]
+    matching = [str(item) for item in items if item.kind == kind]
     if not matching:
         return "No images." if kind == "image" else ""
     return f"{len(matching)} {kind}{'s' * (len(matching) > 1)}: {', '.join(matching)}."

@@ -66,7 +66,7 @@ def test_imported_picture_is_kept_when_it_is_shown(halt: HaltServer) -> None:
 
 
 def test_unknown_answer_has_no_pictures(halt: HaltServer) -> None:
-    """The element that asked is removed."""
+    """The element that requested them is removed."""
     client = halt.client()
     client.get("/")
     stream_id = new_id()

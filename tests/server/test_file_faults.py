@@ -162,7 +162,7 @@ def test_malformed_chunks_are_refused(server: HaltServer, chunks: bytes) -> None
     wait_nothing_left(server, before)
 
 
-def test_slow_uploads_hold_up_nobody(server: HaltServer) -> None:
+def test_slow_uploads_hold_up_no_other_client(server: HaltServer) -> None:
     """Fifty clients send a byte of a file now and then: others are served at once."""
     client = server.client()
     client.get("/")

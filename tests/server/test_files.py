@@ -385,10 +385,13 @@ def test_person_has_few_bytes(small: HaltServer) -> None:
 
 
 def test_files_can_be_switched_off(start_halt: StartHalt, fake: FakeOpenAI) -> None:
-    """With HALT_MAX_FILES=0 no message has one."""
+    """With HALT_MAX_FILES=0 no file is taken, and no message has one."""
     client = start_halt(fake, HALT_MAX_FILES=0).client()
-    _, refused = send(client, "Hello", attached(client, b"text"))
-    assert refused.status == 400
+    client.get("/")
+    for data in (b"text", text_file(2 * MEGABYTE)):
+        refused = upload(client, data)
+        assert (refused.status, refused.error["code"]) == (400, "invalid_request")
+    assert send(client, "Hello", [("0" * 64, "a.txt")])[1].status == 400
 
 
 @pytest.mark.parametrize(

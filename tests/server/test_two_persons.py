@@ -297,7 +297,7 @@ def test_file_of_another_person_behaves_as_one_that_does_not_exist(
 def test_prompt_with_the_hash_of_another_persons_file_is_refused_as_with_an_unknown_one(
     persons: TwoPersons,
 ) -> None:
-    """Nobody can read a file, or learn that it is there, by naming its hash."""
+    """Another person cannot read a file, or learn that it is there, by naming its hash."""
     hashes = (persons.ids["file_hash"], secrets.token_hex(32))
     paths, answers = zip(
         *(send(persons.two, "What is it?", [(file_hash, "it.png")]) for file_hash in hashes),

@@ -10,6 +10,7 @@ from flask import Blueprint, Flask, Response, abort, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
+from halt.chat.file_contents import check_limits
 from halt.chat.uploads import DISK_FULL, Uploaded
 from halt.core.decoding import is_id
 from halt.errors import RequestError, StoreUnavailable, TooLarge
@@ -32,6 +33,7 @@ blueprint = Blueprint("files", __name__)
 @blueprint.post("/files")
 def upload() -> tuple[dict[str, object], int]:
     """Take a file, which is the body; its name is the parameter `name`."""
+    check_limits(services().config, 1, ())  # HALT_MAX_FILES may be 0
     request.max_content_length = sys.maxsize  # `take` has the limit, and names the file
     uploads = services().uploads
     with uploads.receiving(owner()):
@@ -87,8 +89,7 @@ def send_with_files(conversation_id: str) -> Response:
                 chosen = [file for file in request.files.getlist("files") if file.filename]
         except RequestEntityTooLarge:
             raise TooLarge(f"The files have more than {limit:,} bytes.", field="files") from None
-        if len(chosen) > config.max_files:
-            raise RequestError(f"A message has at most {config.max_files} files.", field="files")
+        check_limits(config, len(chosen), ())
         taken = [uploads.take(owner(), file.filename or "", file.stream) for file in chosen]
     return start(conversation_id, [(file.file.hash, file.name) for file in taken])
 

@@ -50,18 +50,18 @@ const start = async (form, file) => {
   setFacts(file, { job });
   const result = await job.done;
   if (!result || !filesOf(form).includes(file)) return; // it was removed
-  const { again, ...told } = result;
+  const { again, ...answer } = result;
   setFacts(file, { again, retry: () => {
     $(".remove", cardOf(file)).focus();
     start(form, file);
     clearNotice();
   } });
   const others = filesOf(form).filter(other => other !== file);
-  if (told.id && others.some(({ id }) => id === told.id)) {
+  if (answer.id && others.some(({ id }) => id === answer.id)) {
     replace(form, others);
     notice(`${file.name} is attached already.`);
   } else {
-    Object.assign(file, told);
+    Object.assign(file, answer);
     drawFile(file);
     changed(form);
     const { name, fault, detail } = file;

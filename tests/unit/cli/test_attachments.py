@@ -250,8 +250,8 @@ def test_signal_ends_the_reading_of_a_file(
 ) -> None:
     """Ctrl-C ends the process that hangs with a file; the next file has another one."""
     held = readers.Readers(with_reading("import threading; threading.Event().wait()"))
-    each = iter([held, readers.Readers()])
-    monkeypatch.setattr(attachments, "Readers", lambda: next(each))
+    made = iter([held, readers.Readers()])
+    monkeypatch.setattr(attachments, "Readers", lambda: next(made))
     monkeypatch.setattr(attachments, "NOTE_AFTER", 0.0)
     path = tmp_path / "a.txt"
     path.write_text("text")

@@ -29,8 +29,8 @@ def read(readers: Readers, tmp_path: Path) -> Read:
         with temporary_file(tmp_path) as source, temporary_file(tmp_path) as kept:
             source.write(content)
             source.flush()
-            found = readers.read(source, kept, name, max_chars=max_chars, max_bytes=max_bytes)
+            file = readers.read(source, kept, name, max_chars=max_chars, max_bytes=max_bytes)
             roles: tuple[Role, ...] = ("content", "text", "thumbnail")
-            return ReadBytes(found.facts, found.hash, *(b"".join(found.parts(r)) for r in roles))
+            return ReadBytes(file.facts, file.hash, *(b"".join(file.parts(r)) for r in roles))
 
     return read_bytes

@@ -46,16 +46,16 @@ def test_image_becomes_jpeg_or_png(
     read: Read, kind: str, mode: str, label: str, media_type: str
 ) -> None:
     """Every kind becomes one that all models take, whatever the file's name says."""
-    found = read(image(kind=kind, mode=mode), "photo.txt")
-    assert (found.facts.kind, found.facts.label, found.facts.media_type) == (
+    file = read(image(kind=kind, mode=mode), "photo.txt")
+    assert (file.facts.kind, file.facts.label, file.facts.media_type) == (
         "image",
         label,
         media_type,
     )
-    assert (found.facts.width, found.facts.height) == opened(found.content).size == (40, 30)
-    assert found.hash == hashlib.sha256(found.content).hexdigest()
-    assert opened(found.thumbnail).size == (40, 30)
-    assert found.text == b""
+    assert (file.facts.width, file.facts.height) == opened(file.content).size == (40, 30)
+    assert file.hash == hashlib.sha256(file.content).hexdigest()
+    assert opened(file.thumbnail).size == (40, 30)
+    assert file.text == b""
 
 
 def test_heic_needs_its_package(read: Read, tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_heic_needs_its_package(read: Read, tmp_path: Path) -> None:
     heif = pytest.importorskip("pillow_heif")
     out = io.BytesIO()
     heif.from_pillow(Image.new("RGB", (40, 30), "red")).save(out)
-    found = read(out.getvalue())
-    assert (found.facts.label, found.facts.media_type) == ("HEIC", "image/jpeg")
-    assert opened(found.content).getpixel((20, 15)) == pytest.approx((255, 0, 0), abs=9)
+    file = read(out.getvalue())
+    assert (file.facts.label, file.facts.media_type) == ("HEIC", "image/jpeg")
+    assert opened(file.content).getpixel((20, 15)) == pytest.approx((255, 0, 0), abs=9)
     without = Readers(with_reading("sys.modules['pillow_heif'] = None"))
     with temporary_file(tmp_path) as source, temporary_file(tmp_path) as kept:
         source.write(out.getvalue())
@@ -116,8 +116,8 @@ def test_image_without_metadata_is_kept_as_it_came(
     out = io.BytesIO()
     picture.save(out, kind, **options)
     data = out.getvalue()
-    found = read(data)
-    assert (found.content, found.facts.media_type) == (data, f"image/{kind.lower()}")
+    file = read(data)
+    assert (file.content, file.facts.media_type) == (data, f"image/{kind.lower()}")
     for change in (with_trailer, with_comment if kind == "JPEG" else with_text):
         changed = change(data)
         assert opened(changed).size == (300, 200)
@@ -139,11 +139,11 @@ def test_large_photo_is_made_smaller_upright_and_without_its_place(read: Read) -
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     exif[0x010F] = "Camera of Anna"
-    found = read(image(4000, 3000, "JPEG", exif=exif))
-    assert opened(found.content).size == (SIDE_MAX * 3 // 4, SIDE_MAX)
-    assert opened(found.thumbnail).size == (THUMBNAIL_MAX * 3 // 4, THUMBNAIL_MAX)
-    assert not opened(found.content).getexif()
-    assert b"Anna" not in found.content + found.thumbnail
+    file = read(image(4000, 3000, "JPEG", exif=exif))
+    assert opened(file.content).size == (SIDE_MAX * 3 // 4, SIDE_MAX)
+    assert opened(file.thumbnail).size == (THUMBNAIL_MAX * 3 // 4, THUMBNAIL_MAX)
+    assert not opened(file.content).getexif()
+    assert b"Anna" not in file.content + file.thumbnail
 
 
 def test_image_is_kept_in_srgb(read: Read) -> None:
@@ -171,9 +171,9 @@ def test_animation_becomes_its_first_picture(read: Read) -> None:
     out = io.BytesIO()
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
-    found = opened(read(out.getvalue()).content)
-    assert getattr(found, "n_frames", 1) == 1
-    assert found.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+    file = opened(read(out.getvalue()).content)
+    assert getattr(file, "n_frames", 1) == 1
+    assert file.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -204,35 +204,35 @@ def test_bad_image_is_refused(
 def test_pdf_has_the_text_of_its_pages(read: Read) -> None:
     """Each page is headed by its number; the file is kept as it came."""
     content = pdf(["First page\nwith two lines", "", "Third page"])
-    found = read(content)
-    assert found.text.decode() == "[Page 1]\nFirst page\nwith two lines\n\n[Page 3]\nThird page"
-    assert (found.facts.kind, found.facts.pages, found.facts.extent) == ("pdf", 3, "3 pages")
-    assert found.content == content
-    assert not found.facts.is_cut
+    file = read(content)
+    assert file.text.decode() == "[Page 1]\nFirst page\nwith two lines\n\n[Page 3]\nThird page"
+    assert (file.facts.kind, file.facts.pages, file.facts.extent) == ("pdf", 3, "3 pages")
+    assert file.content == content
+    assert not file.facts.is_cut
 
 
 def test_pdf_is_cut_after_whole_pages(read: Read) -> None:
     """The pages that fit are used, and it is said which."""
-    found = read(pdf(["word " * 18] * 212), max_chars=4_200)
-    assert found.facts.extent == "pages 1 to 41 of 212"
-    assert found.facts.is_cut
-    assert found.text.count(b"[Page ") == 41
-    assert len(found.text) <= 4_200
+    file = read(pdf(["word " * 18] * 212), max_chars=4_200)
+    assert file.facts.extent == "pages 1 to 41 of 212"
+    assert file.facts.is_cut
+    assert file.text.count(b"[Page ") == 41
+    assert len(file.text) <= 4_200
 
 
 def test_first_page_that_is_too_long_is_cut(read: Read) -> None:
-    found = read(pdf(["word " * 18] * 2), max_chars=50)
-    assert found.facts.extent == "a part of page 1 of 2"
-    assert len(found.text) == 50
+    file = read(pdf(["word " * 18] * 2), max_chars=50)
+    assert file.facts.extent == "a part of page 1 of 2"
+    assert len(file.text) == 50
 
 
 def test_word_document_has_its_text(read: Read) -> None:
     """Paragraphs are kept in their order."""
     content = docx(["One.", "Two."])
-    found = read(content)
-    assert found.text == b"One.\n\nTwo."
-    assert (found.facts.kind, found.facts.label) == ("text", "DOCX")
-    assert found.content == content
+    file = read(content)
+    assert file.text == b"One.\n\nTwo."
+    assert (file.facts.kind, file.facts.label) == ("text", "DOCX")
+    assert file.content == content
 
 
 def test_long_document_is_read(read: Read) -> None:
@@ -304,20 +304,20 @@ def test_text_file_is_read_in_its_encoding(
     read: Read, content: bytes, text: str, label: str
 ) -> None:
     """The text has `\\n` as line end; an SVG is text, never an image."""
-    found = read(content, "table.csv")
-    assert found.text.decode().startswith(text)
-    assert (found.facts.kind, found.facts.label, found.facts.media_type) == (
+    file = read(content, "table.csv")
+    assert file.text.decode().startswith(text)
+    assert (file.facts.kind, file.facts.label, file.facts.media_type) == (
         "text",
         label,
         "text/plain",
     )
-    assert found.content == content
+    assert file.content == content
 
 
 def test_long_text_is_cut_at_a_line(read: Read) -> None:
-    found = read(b"0123456789\n" * 1000, max_chars=1000)
-    assert found.facts.extent == "the first 989 of 11,000 characters"
-    assert len(found.text) == 989
+    file = read(b"0123456789\n" * 1000, max_chars=1000)
+    assert file.facts.extent == "the first 989 of 11,000 characters"
+    assert len(file.text) == 989
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def test_unsent_file_is_removed_after_a_day(store: Store) -> None:
 
 
 def test_upload_that_broke_off_is_removed(store: Store) -> None:
-    """A file without all of its parts is not there for anybody, and is removed."""
+    """A file without all of its parts cannot be read, and is removed."""
     file = save(store)
     with store.database.writing() as connection:
         connection.execute(update(files).values(complete=False))
