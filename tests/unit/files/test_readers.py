@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from halt.files import readers as module
 from halt.files.faults import FileError, ReadersBusy, Unreadable
+from halt.files.protocol import Request, frame
 from halt.files.readers import PROCESSES, Readers, ReadFile, temporary_file
 from tests.support.files import with_reading
 from tests.support.waiting import SERVER_TIMEOUT, WAIT_TIMEOUT, BackgroundCall, wait_until
@@ -103,6 +106,31 @@ def test_process_that_was_killed_in_between_is_replaced(tmp_path: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     assert read(readers, tmp_path).facts.chars == 4
     readers.close()
+
+
+def test_process_that_a_file_has_made_large_ends(tmp_path: Path) -> None:
+    """It would keep that memory while files come."""
+    readers = Readers(with_reading("reading.kept = b'x' * 300_000_000"))
+    assert read(readers, tmp_path).facts.chars == 4
+    assert not readers.pids
+    readers.close()
+
+
+def test_process_whose_worker_has_ended_ends_in_silence(tmp_path: Path) -> None:
+    """The worker is killed while a file is read; nothing is printed into its log."""
+    stops = with_reading("import os; os.kill(os.getpid(), 19)")  # SIGSTOP
+    worker, other_end = socket.socketpair()
+    with subprocess.Popen(stops, stdin=other_end.fileno(), stderr=subprocess.PIPE) as process:
+        other_end.close()
+        with temporary_file(tmp_path) as source, temporary_file(tmp_path) as kept:
+            out = frame(Request("a.txt", 1000, 1000))
+            socket.send_fds(worker, [out], [source.fileno(), kept.fileno()])
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        worker.close()
+        process.send_signal(signal.SIGCONT)
+        printed = process.communicate(timeout=SERVER_TIMEOUT)[1]
+    assert (process.returncode, printed) == (0, b"")
 
 
 def test_program_that_cannot_start_is_told(tmp_path: Path) -> None:
