@@ -13,12 +13,13 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from halt.config.settings import Config
-from halt.core.request import FilePart
+from halt.core.parts import FilePart
+from halt.core.request import Message
 from halt.errors import RequestError, TooLarge
 from halt.files.facts import Role
 from halt.model_info import Abilities
 from halt.store.models import Attachment, StoredFile
-from halt.store.prompt_messages import Contents, PathMessage
+from halt.store.prompt_messages import Contents, PathMessage, PromptPath
 
 #: Parts of one request. Anthropic's API takes only smaller images where there are more.
 PARTS_MAX = 20
@@ -160,6 +161,35 @@ class FileContents:
         elif facts.is_cut:
             extent = f" ({facts.extent})"
         return f"# {attachment.name}{extent}\n\n{text or '(No text was found in this file.)'}"
+
+
+def messages_with_files(
+    config: Config,
+    files: FileData,
+    owner: str,
+    path: PromptPath,
+    default_prompt: str,
+    abilities: Abilities,
+    refused: frozenset[str] = frozenset(),
+) -> list[Message]:
+    """The messages of a path, as a model with these abilities takes them.
+
+    `default_prompt`: the system prompt of a conversation without one. `refused`: see
+    `FileContents`. Raises ImagesNotRead, TooLarge, UnknownFile, StoreUnavailable.
+    """
+    if not path.has_files:
+        return path.messages(default_prompt)
+    system_prompt = default_prompt if path.system_prompt is None else path.system_prompt
+    contents = FileContents(
+        files,
+        owner,
+        path.turns,
+        abilities,
+        max_bytes=config.max_files_bytes,
+        max_chars=config.max_prompt_chars - len(system_prompt) - MARGIN,
+        refused=refused,
+    )
+    return path.messages(default_prompt, contents.contents)
 
 
 def data_url(media_type: str, data: bytes) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from halt.chat.answer_pictures import AnswerPictures, is_unkept
-from halt.chat.file_contents import MARGIN, FileContents, check_limits
+from halt.chat.file_contents import check_limits, messages_with_files
 from halt.chat.progress import AnswerProgress
 from halt.chat.titles import Titles
 from halt.clock import now
@@ -40,7 +40,6 @@ from halt.store.models import (
     UnknownFile,
     Usage,
 )
-from halt.store.prompt_messages import PromptPath
 from halt.store.store import Store
 from halt.store.writer import StoreWriter
 
@@ -376,7 +375,15 @@ class ChatService:
                 refused = path.images_refused_by(answer.requested_model)
                 key = prompt, abilities.images, abilities.pdf, abilities.parts_bytes, refused
                 if key not in made:
-                    made[key] = self._messages(conversation.owner, path, prompt, abilities, refused)
+                    made[key] = messages_with_files(
+                        self.config,
+                        self.store.files,
+                        conversation.owner,
+                        path,
+                        prompt,
+                        abilities,
+                        refused,
+                    )
                 messages = made[key]
                 runs.append(self._start_answer(conversation, answer, messages))
         except Exception:
@@ -391,31 +398,6 @@ class ChatService:
             self.generations.stop_many([(run.id, None) for run in runs], owner)
             raise
         return Started(conversation, runs[0])
-
-    def _messages(
-        self,
-        owner: str,
-        path: PromptPath,
-        prompt: str,
-        abilities: Abilities,
-        refused: frozenset[str],
-    ) -> list[Message]:
-        """The messages for a model; `refused`: see `FileContents`.
-
-        Raises ImagesNotRead, TooLarge, UnknownFile.
-        """
-        if not path.has_files:
-            return path.messages(prompt)
-        contents = FileContents(
-            self.store.files,
-            owner,
-            path.turns,
-            abilities,
-            max_bytes=self.config.max_files_bytes,
-            max_chars=self.config.max_prompt_chars - len(prompt) - MARGIN,
-            refused=refused,
-        )
-        return path.messages(prompt, contents.contents)
 
     def _start_answer(
         self, conversation: Conversation, answer: Exchange, messages: list[Message]

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from halt.chat.file_contents import MARGIN, FileContents, check_limits
+from halt.chat.file_contents import check_limits, messages_with_files
 from halt.cli.answer import SIGNAL_INTERVAL, on_signals
 from halt.clock import now
 from halt.config.settings import Config
@@ -22,9 +22,9 @@ from halt.files.facts import Role
 from halt.files.faults import over_limit
 from halt.files.names import clean_name
 from halt.files.readers import UNPACKED_MAX, Readers
-from halt.model_info import Abilities
+from halt.model_info import UNKNOWN, Abilities
 from halt.store.models import Attachment, Exchange, StoredFile
-from halt.store.prompt_messages import exchange_path, path_messages
+from halt.store.prompt_messages import PromptPath, exchange_path
 
 NOTE_AFTER = 2.0  # seconds of reading after which `note` is called
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -66,23 +66,14 @@ class AttachedFiles:
     ) -> list[Message]:
         """The messages of a chat. `abilities`: of the model, called if there are files.
 
-        Raises ImagesNotRead.
+        Raises ImagesNotRead, TooLarge.
         """
-        path = list(exchange_path(exchanges))
-        if not any(message.files for message in path):
-            return path_messages(path, system_prompt)
-        contents = FileContents(
-            self,
-            "",
-            path,
-            abilities(),
-            max_bytes=self._config.max_files_bytes,
-            max_chars=self._config.max_prompt_chars - len(system_prompt) - MARGIN,
-        )
-        return path_messages(path, system_prompt, contents.contents)
+        path = PromptPath(None, list(exchange_path(exchanges)))
+        known = abilities() if path.has_files else UNKNOWN
+        return messages_with_files(self._config, self, "", path, system_prompt, known)
 
     def read(self, owner: str, file_hash: str, role: Role) -> bytes:
-        """The bytes of a part of a file, for `FileContents`."""
+        """The bytes of a part of a file: see `halt.chat.file_contents.FileData`."""
         return self._data[file_hash, role]
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ from halt.core.connection import UpstreamConnection
 from halt.core.generation import Generation
 from halt.core.log import EventLog
 from halt.core.metrics import Meter
-from halt.core.request import ChatRequest, Reply, fingerprint, has_data, unfinished
+from halt.core.request import ChatRequest, Reply, fingerprint, has_files, unfinished
 from halt.core.request_ids import current
 from halt.core.stream_key import StreamKey
 
@@ -37,7 +37,7 @@ class LiveGeneration(Generation):
         #: Of the question, set by `forget_request`; at once for one with megabytes of data, which
         #: would hold up the relay.
         self._fingerprint = (
-            fingerprint(request.messages) if any(map(has_data, request.messages)) else ""
+            fingerprint(request.messages) if any(map(has_files, request.messages)) else ""
         )
         self._model = ""  # the name in the last round's reply
 

@@ -16,6 +16,7 @@ import msgspec
 from halt.core.connection import UpstreamConnection
 from halt.core.events import Content, Delta, ToolCall, ToolCallDelta
 from halt.core.json_pieces import json_pieces
+from halt.core.parts import FilePart, characters, has_data, is_image
 from halt.model_info import ModelGroup
 
 _NAME = "^[A-Za-z0-9_-]{8,64}"
@@ -73,7 +74,7 @@ class Message(dict[str, Any]):
 
     @property
     def size(self) -> int:
-        """Its size in characters: of a plain text alone, else of the whole message as JSON.
+        """Its size in characters: of its texts, and of everything else as JSON.
 
         The data of images and files does not count: models do not read it as text.
         """
@@ -81,23 +82,11 @@ class Message(dict[str, Any]):
         if isinstance(content, str) and len(self) == 2:  # beside the role
             return len(content)
         if isinstance(content, list):
-            return len(
-                msgspec.json.encode({**self, "content": [_without_data(part) for part in content]})
-            )
+            others = {
+                name: value for name, value in self.items() if name not in {"role", "content"}
+            }
+            return characters(content) + (len(msgspec.json.encode(others)) if others else 0)
         return len(msgspec.json.encode(self))
-
-
-class FilePart(dict[str, Any]):
-    """A file in a message's content, in OpenAI's form; `text` is for models that read no files."""
-
-    def __init__(self, name: str, url: str, text: str) -> None:
-        """`url`: a data: URL."""
-        super().__init__(type="file", file={"filename": name, "file_data": url})
-        self.text = text
-
-    def as_text(self) -> dict[str, Any]:
-        """The part with the text alone."""
-        return {"type": "text", "text": self.text}
 
 
 def files_as_text(messages: list[Message]) -> list[Message]:
@@ -123,31 +112,17 @@ def _as_text(message: Message) -> Message:
 def has_images(messages: Iterable[Message]) -> bool:
     """Whether one of the messages has an image part."""
     return any(
-        isinstance(part, dict) and part.get("type") in {"image_url", "image"}
+        is_image(part)
         for message in messages
         if isinstance(message.content, list)
         for part in message.content
     )
 
 
-def has_data(message: Message) -> bool:
-    """Whether a message has images or files."""
+def has_files(message: Message) -> bool:
+    """Whether a message has the data of images, files or sounds."""
     content = message.content
-    return isinstance(content, list) and any(_without_data(part) is not part for part in content)
-
-
-def _without_data(part: Any) -> Any:
-    """A part without the data of its image, file or sound; the part itself where it has none."""
-    match part:
-        case {"type": "image_url", "image_url": {"url": str(url)}} if url.startswith("data:"):
-            return {"type": "image_url"}
-        case {"type": "file", "file": {"file_data": str()}}:
-            return {"type": "file"}
-        case {"type": "input_audio", "input_audio": {"data": str()}}:
-            return {"type": "input_audio"}
-        case {"type": "image" | "document", "source": {"data": str()}}:
-            return {"type": part["type"]}
-    return part
+    return isinstance(content, list) and any(map(has_data, content))
 
 
 #: Fields of an answer's message that some providers require in prompts, and others refuse. Clients

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from halt.chat.file_contents import PARTS_MAX, FileContents, ImagesNotRead
-from halt.core.request import FilePart
+from halt.chat.file_contents import (
+    PARTS_MAX,
+    FileContents,
+    ImagesNotRead,
+    messages_with_files,
+)
+from halt.config.settings import Config
+from halt.core.parts import FilePart
 from halt.errors import TooLarge
 from halt.files.facts import Facts, Kind, Role
 from halt.model_info import UNKNOWN, Abilities
 from halt.store.models import Attachment, StoredFile
-from halt.store.prompt_messages import Contents, PathMessage
+from halt.store.prompt_messages import Contents, PathMessage, PromptPath
 from halt.store.store import Store
 from tests.support.stores import open_store
 
@@ -164,6 +170,22 @@ def test_newest_texts_fit_into_the_request(store: Store) -> None:
     assert str(older).startswith("# 1.txt (the first 2,")
     assert newest == f"# 2.txt\n\n{'2' * 5_000}\n\n2.txt"
     assert len(str(oldest) + str(older) + str(newest)) <= 8_000
+
+
+def test_texts_leave_room_for_the_conversations_own_system_prompt(store: Store) -> None:
+    """The request has that prompt, not the server's."""
+    text = attach(store, "a.txt", text="1" * 5_000)
+    turns = [PathMessage("user", "done", "Look.", files=(text,))]
+    config = Config(max_prompt_chars=9_000)
+    for system_prompt, default_prompt, is_whole in (
+        ("x" * 5_000, "", False),
+        ("", "x" * 5_000, True),
+        (None, "x" * 5_000, False),
+    ):
+        path = PromptPath(system_prompt, turns)
+        messages = messages_with_files(config, store.files, "anna", path, default_prompt, UNKNOWN)
+        assert sum(message.size for message in messages) <= 9_000
+        assert messages[-1].content.startswith("# a.txt\n\n1") == is_whole
 
 
 def test_pdf_beyond_the_limits_of_providers_goes_as_text(store: Store) -> None:

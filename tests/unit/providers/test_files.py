@@ -15,7 +15,8 @@ from halt.chat.file_contents import data_url
 from halt.config.providers import Kind, ProviderSettings
 from halt.core.connection import UpstreamConnection
 from halt.core.json_pieces import PIECE
-from halt.core.request import FilePart, Message, Upstream, files_as_text, has_data
+from halt.core.parts import FilePart
+from halt.core.request import Message, Upstream, files_as_text, has_files
 from halt.model_info import UNKNOWN, Abilities
 from halt.providers.factory import make_provider
 from halt.testing.fake_openai import FakeOpenAI
@@ -152,11 +153,13 @@ def test_files_as_text_makes_one_text_of_texts() -> None:
 def test_data_does_not_count_as_characters() -> None:
     """The limit on characters is for texts: models do not read the data as text."""
     with_data = Message("user", [IMAGE, FILE, LOOK])
-    assert has_data(with_data)
+    assert has_files(with_data)
     assert with_data.size < 150
-    assert not has_data(Message("user", [LOOK]))
+    text = "日本\n" * 100  # more bytes, and more characters as JSON
+    assert Message("user", [{"type": "text", "text": text}]).size == len(text)
+    assert not has_files(Message("user", [LOOK]))
     by_url = Message("user", [{"type": "image_url", "image_url": {"url": "https://example.org/a"}}])
-    assert not has_data(by_url)
+    assert not has_files(by_url)
 
 
 def sends_file(body: Any) -> bool:
