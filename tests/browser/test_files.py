@@ -15,7 +15,7 @@ from halt.testing.fake_openai import FakeOpenAI
 from tests.browser.chat import LOAD_ERRORS, PASTE, Chat
 from tests.browser.conftest import OpenChat
 from tests.browser.held_requests import HeldRequests
-from tests.browser.model_picker import panel, wait_offered
+from tests.browser.model_picker import choose, panel, row, wait_offered
 from tests.browser.network import Network
 from tests.support.files import image, pdf
 from tests.support.halt_server import HaltServer, settings
@@ -141,6 +141,18 @@ def test_pasted_files_are_attached(chat: Chat) -> None:
     wait_there(chat, "image 2.png")
     assert not paste(chat, picture, text_plain="the text", text_html="<b>the text</b>")
     expect(cards(chat)).to_have_count(2)
+
+
+def test_picture_that_the_browser_cannot_show_is_that_of_the_server(chat: Chat) -> None:
+    """A browser may say only after the upload that it does not show this kind, as for a HEIC."""
+    attach(chat, HARBOUR)
+    picture = cards(chat).get_by_role("img", name="harbour.png")
+    expect(picture).to_have_attribute("src", re.compile("^blob:"))
+    picture.dispatch_event("error")
+    expect(picture).to_have_attribute("src", re.compile("/thumbnail$"))
+    picture.dispatch_event("error")
+    expect(picture).to_have_count(0)
+    expect(cards(chat)).to_contain_text(["harbour.png400 x 300"])
 
 
 def test_same_file_is_attached_once(chat: Chat) -> None:
@@ -381,6 +393,23 @@ def test_model_that_reads_no_images_leaves_the_message_and_offers_others(
             expect(sent_files(chat)).to_have_count(1)
         finally:
             server.close()
+
+
+def test_refusal_of_an_image_offers_other_models(chat: Chat) -> None:
+    """The prompt stays with its image; another model, chosen at the note, answers it."""
+    wait_offered(chat, "vision")
+    attach(chat, HARBOUR)
+    choose(chat, "no_images")
+    chat.submit("What is this?")
+    chat.wait_state("error")
+    note = chat.answer.locator(".note")
+    expect(note).to_contain_text("“image input is not supported")
+    expect(note).to_contain_text("This model reads no images. Choose another model.")
+    note.get_by_role("button", name="Choose a model").click()
+    row(chat, "vision").click()
+    chat.button("Try again").click()
+    chat.wait_text("1 image: image/png 400x300. What is this?")
+    expect(sent_files(chat)).to_have_count(1)
 
 
 # --- drafts, queue, versions ----------------------------------------------------------------------

@@ -27,7 +27,7 @@ _REMEDIES = {
     "upstream_connect_timeout": _OTHER,
     "upstream_unreachable": "Check the network and the address, then try again.",
     "bad_request": "Change the message or the settings, or choose another model.",
-    "images_refused": "This model reads no images: choose another one.",
+    "images_refused": "This model reads no images. Choose another model.",
     "context_too_long": "Start a new chat, or choose a model that reads more.",
     "unauthorized": "Correct the key, or choose another model.",
     "key_needed": "Its field is on the page “Models”. Or choose another model.",
@@ -55,7 +55,9 @@ _REPORTS = {
     "rate_limited": "The model's server asks to wait",
 }
 #: Sentences that say no more than the title before the server's words.
-_PLAIN = frozenset(CODES[code][0] for code in ("bad_request", "upstream_error"))
+_PLAIN = frozenset(
+    CODES[code][0] for code in ("bad_request", "images_refused", "upstream_error")
+)
 
 
 @dataclass(frozen=True)
