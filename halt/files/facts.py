@@ -44,12 +44,12 @@ class Facts(msgspec.Struct, frozen=True, array_like=True):
             return self._pages()
         if self.is_cut:
             return f"the first {self.text_chars:,} of {self.chars:,} characters"
-        return f"{self.chars:,} characters"
+        return _count(self.chars, "character")
 
     @property
     def detail(self) -> str:
         """What a card or a line says of it beside its name: its extent and its tokens."""
-        return f"{self.extent} · about {self.tokens:,} tokens"
+        return f"{self.extent} · about {_count(self.tokens, 'token')}"
 
     def _pages(self) -> str:
         if self.text_pages < self.pages:
@@ -57,4 +57,9 @@ class Facts(msgspec.Struct, frozen=True, array_like=True):
                 return f"a part of page 1 of {self.pages:,}"
             first = "page 1" if self.text_pages == 1 else f"pages 1 to {self.text_pages:,}"
             return f"{first} of {self.pages:,}"
-        return "1 page" if self.pages == 1 else f"{self.pages:,} pages"
+        return _count(self.pages, "page")
+
+
+def _count(number: int, noun: str) -> str:
+    """As in "1 page" and "1,200 pages"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -58,6 +58,12 @@ def test_image_becomes_jpeg_or_png(
     assert file.text == b""
 
 
+def test_one_of_anything_is_singular(read: Read) -> None:
+    """A card says "1 character", not "1 characters"."""
+    assert read(b"a", name="a.txt").facts.detail == "1 character · about 1 token"
+    assert read(pdf(["Hi"])).facts.extent == "1 page"
+
+
 def test_heic_needs_its_package(read: Read, tmp_path: Path) -> None:
     """With the extra `heic` an iPhone's photo is read; without it the user is told what to do."""
     heif = pytest.importorskip("pillow_heif")
