@@ -4,7 +4,7 @@ import { $, $$, iconButton, make } from "../lib/dom.js";
 
 const { url } = $("#attach")?.dataset ?? {};
 const cards = new WeakMap(); // file -> its <li>
-const facts = new WeakMap(); // file that this page uploads -> { source, url, part, job, again }
+const facts = new WeakMap(); // file -> { source, url, part, job, again } and { broken }
 
 export const factsOf = file => facts.get(file) ?? {};
 export const setFacts = (file, values) => {
@@ -15,15 +15,14 @@ export const setFacts = (file, values) => {
 const isImage = file => (
   file.kind ? file.kind === "image" : factsOf(file).source?.type.startsWith("image/")
 );
-// The address of a picture of the file, "" for none. The page's own one is there at once.
+// The address of a picture of the file, "" for none. The page's own one is there at once. A browser
+// does not show all kinds of images: for those there is the server's picture, once it is there.
 const pictureOf = file => {
-  const { hasNone, source } = factsOf(file);
-  if (file.fault || !isImage(file) || hasNone?.includes(file.id)) return "";
-  if (source && !hasNone) {
-    if (!factsOf(file).url) setFacts(file, { url: URL.createObjectURL(source) });
-    return factsOf(file).url;
-  }
-  return file.id ? `${url}/${file.id}/thumbnail` : "";
+  if (file.fault || !isImage(file)) return "";
+  const { source, broken = [] } = factsOf(file);
+  if (source && !factsOf(file).url) setFacts(file, { url: URL.createObjectURL(source) });
+  const addresses = [factsOf(file).url, file.id && `${url}/${file.id}/thumbnail`];
+  return addresses.find(address => address && !broken.includes(address)) ?? "";
 };
 const release = file => {
   factsOf(file).job?.abort(); // it has no effect on one that has ended
@@ -44,8 +43,8 @@ const bodyOf = file => {
   if (picture) {
     const img = make("img", { src: picture, alt: name });
     img.title = [name, detail].filter(Boolean).join(", ");
-    img.addEventListener("error", () => { // a browser does not show all kinds of images
-      setFacts(file, { hasNone: [...factsOf(file).hasNone ?? [], file.id] });
+    img.addEventListener("error", () => {
+      setFacts(file, { broken: [...factsOf(file).broken ?? [], picture] });
       drawFile(file);
     });
     return make("div", { className: "picture" }, img);
