@@ -55,9 +55,7 @@ _REPORTS = {
     "rate_limited": "The model's server asks to wait",
 }
 #: Sentences that say no more than the title before the server's words.
-_PLAIN = frozenset(
-    CODES[code][0] for code in ("bad_request", "images_refused", "upstream_error")
-)
+_PLAIN = frozenset(CODES[code][0] for code in ("bad_request", "images_refused", "upstream_error"))
 
 
 @dataclass(frozen=True)
