@@ -19,9 +19,8 @@ class Network(RawServer):
         self._connected = True
         self.requests: list[str] = []
         self._held = re.compile("(?!)")  # the requests whose responses are held
-        self._kept_back = re.compile(
-            "(?!)"
-        )  # the requests of which only the beginning is passed on
+        #: The requests of which only the beginning is passed on.
+        self._kept_back = re.compile("(?!)")
         self._holds = threading.Event()
         self._free = threading.Event()
         super().__init__(self._connect)

@@ -19,7 +19,7 @@ from tests.support.files import image, pdf
 from tests.support.halt_server import HaltServer
 from tests.support.http_client import Client, HttpResponse
 from tests.support.page_requests import PAGE_HEADERS
-from tests.support.uploads import multipart, send, upload, uploaded
+from tests.support.uploads import multipart, send, shown_files, upload, uploaded
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 PICTURE = image()
@@ -31,12 +31,6 @@ def client(halt: HaltServer) -> Client:
     client = halt.client()
     client.get("/")
     return client
-
-
-def shown_files(page: HttpResponse) -> list[tuple[str, str]]:
-    """The files (hash, name) that a page shows, in their order."""
-    found = re.findall(r'<li data-file="(\w+)" data-name="([^"]*)"', page.body.decode())
-    return [(file_hash, html.unescape(name)) for file_hash, name in found]
 
 
 def prompt_ids(page: HttpResponse) -> list[str]:

@@ -4,7 +4,6 @@ which."""
 from __future__ import annotations
 
 import io
-import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -17,9 +16,9 @@ from PIL import Image
 from halt.testing.fake_openai import FakeOpenAI
 from tests.support.files import docx, huge_png, image, packed, pdf
 from tests.support.halt_server import HaltServer, StartHalt, settings
-from tests.support.http_client import Client, HttpResponse
+from tests.support.http_client import Client
 from tests.support.page_requests import PAGE_HEADERS
-from tests.support.uploads import multipart, send, upload, uploaded
+from tests.support.uploads import multipart, send, shown_files, upload, uploaded
 from tests.support.waiting import SERVER_TIMEOUT, wait_until
 
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
@@ -61,11 +60,6 @@ def text_file(size: int) -> bytes:
     """A text of this many bytes, another one each time."""
     line = f"{secrets.token_hex(20)}\n".encode()
     return (line * (size // len(line) + 1))[:size]
-
-
-def shown_files(page: HttpResponse) -> list[tuple[str, str]]:
-    """The files (hash, name) that a page shows, in their order."""
-    return re.findall(r'<li data-file="(\w+)" data-name="([^"]*)"', page.body.decode())
 
 
 def attached(client: Client, *datas: bytes) -> list[tuple[str, str]]:
@@ -213,11 +207,7 @@ def test_names_are_one_harmless_line_everywhere(client: Client, given: str, show
     assert sent.status == 200
     page = client.get(path)
     for response in (sent, page):
-        ((file_hash, name),) = shown_files(response)
-        assert file_hash == file["id"]
-        assert name.replace("&#34;", '"').replace("&lt;", "<").replace("&gt;", ">").replace(
-            "&amp;", "&"
-        ) == (shown)
+        assert shown_files(response) == [(file["id"], shown)]
     download = client.get(f"/files/{file['id']}/download?name={quote(given)}")
     assert download.status == 200
     header = download.headers["content-disposition"]

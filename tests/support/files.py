@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 from docx import Document
 from PIL import Image
+from sqlalchemy import func, select
 
 from halt.files.facts import Facts, Role
 from halt.store.files import PART
 from halt.store.models import StoredFile
 from halt.store.store import Store
+from halt.store.tables import file_parts, files
 
 PLENTY = 10**9  # bytes
 
@@ -38,6 +40,15 @@ def save(
             yield data[role][at : at + PART]
 
     return store.files.save(owner, file, parts, max_bytes=max_bytes)
+
+
+def row_counts(store: Store) -> tuple[int, int]:
+    """The numbers of files and of their parts, of all people."""
+    with store.database.reading() as connection:
+        counts = [
+            connection.scalar(select(func.count()).select_from(t)) for t in (files, file_parts)
+        ]
+    return counts[0] or 0, counts[1] or 0
 
 
 def image(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -37,6 +39,12 @@ def send(
         pairs += [("file", file_hash), ("file_name", name)]
     body = urlencode(pairs).encode()
     return path, client.request("POST", f"{path}/messages", body, PAGE_HEADERS)
+
+
+def shown_files(page: HttpResponse) -> list[tuple[str, str]]:
+    """The files (hash, name) that a page shows, in their order."""
+    marks = re.findall(r'<li data-file="(\w+)" data-name="([^"]*)"', page.body.decode())
+    return [(file_hash, html.unescape(name)) for file_hash, name in marks]
 
 
 def multipart(

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sqlalchemy import func, select
 
 from halt.chat.imports import Imported, Imports
 from halt.chat.uploads import Uploads
@@ -22,9 +21,8 @@ from halt.files.readers import Readers
 from halt.store.exports import to_json
 from halt.store.files import attach
 from halt.store.store import Store
-from halt.store.tables import file_parts, files
 from tests.support.export_files import exported_conversation
-from tests.support.files import image, packed, pdf
+from tests.support.files import image, packed, pdf, row_counts
 from tests.support.stores import WORKER, Chat, open_store
 
 MESSAGE_MAX = 10_000
@@ -56,15 +54,6 @@ def setup(store: Store, tmp_path: Path, readers: Readers) -> Setup:
         return Imports(store, uploads, config.max_file_bytes), uploads
 
     return made
-
-
-def rows(store: Store) -> tuple[int, int]:
-    """The numbers of files and of their parts, of all people."""
-    with store.database.reading() as connection:
-        counts = [
-            connection.scalar(select(func.count()).select_from(t)) for t in (files, file_parts)
-        ]
-    return counts[0] or 0, counts[1] or 0
 
 
 def hash_of(content: bytes) -> str:
@@ -163,7 +152,7 @@ def test_own_files_are_not_read_again(store: Store, setup: Setup, readers: Reade
         assert [(f.name, f.file) for f in (*exchange.files, *exchange.images)] == [
             ("b.txt", file)
         ] * 2
-    assert rows(store)[0] == 1
+    assert row_counts(store)[0] == 1
 
 
 def test_foreign_facts_are_not_trusted(store: Store, setup: Setup) -> None:
@@ -231,7 +220,7 @@ def test_damaged_file_refuses_the_import(
     with pytest.raises(RequestError, match=words) as error_info:
         imports.take("anna", data, MESSAGE_MAX)
     assert error_info.value.field == "file"
-    assert rows(store) == (0, 0)
+    assert row_counts(store) == (0, 0)
     assert store.conversations.summaries("anna").items == ()
 
 
@@ -245,7 +234,7 @@ def test_import_over_the_quota_leaves_nothing(store: Store, setup: Setup) -> Non
     data = export(*map(item, contents), attached=attached)
     with pytest.raises(TooLarge, match="at most 0 MB are kept"):
         imports.take("anna", data, MESSAGE_MAX)
-    assert rows(store)[0] == 1
+    assert row_counts(store)[0] == 1
     assert store.files.read("anna", unsent, "content") == b"unsent"
     assert store.conversations.summaries("anna").items == ()
 
@@ -284,4 +273,4 @@ def test_file_that_is_not_read_becomes_its_name(store: Store, setup: Setup, cont
     imported = imports.take("anna", data, MESSAGE_MAX)
     assert imported.unread == ["x.bin"]
     assert texts(store, imported) == ["[file: x.bin]\n\nLook.", "[file: x.bin]\n\nYes."]
-    assert rows(store) == (0, 0)
+    assert row_counts(store) == (0, 0)

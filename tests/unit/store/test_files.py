@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import update
 
 from halt.errors import TooLarge
 from halt.files.facts import Facts, Role
@@ -17,7 +17,7 @@ from halt.store.models import StoredFile, UnknownFile
 from halt.store.retention import DELETED_FOR
 from halt.store.store import Store
 from halt.store.tables import file_parts, files
-from tests.support.files import save
+from tests.support.files import row_counts, save
 from tests.support.stores import WORKER, Chat
 
 
@@ -26,27 +26,18 @@ def chat(store: Store) -> Chat:
     return Chat(store)
 
 
-def rows(store: Store) -> tuple[int, int]:
-    """The numbers of files and of their parts."""
-    with store.database.reading() as connection:
-        counts = [
-            connection.scalar(select(func.count()).select_from(t)) for t in (files, file_parts)
-        ]
-    return counts[0] or 0, counts[1] or 0
-
-
 def test_file_is_stored_once_for_its_owner(store: Store) -> None:
     """The same content of one person is one file; that of another is another one."""
     content = b"x" * (2 * PART + 1)
     file = save(store, content)
     assert save(store, content) == file
-    assert rows(store) == (1, 4)
+    assert row_counts(store) == (1, 4)
     assert store.files.read("anna", file.hash, "content") == content
     assert store.files.read("anna", file.hash, "text") == content[:100]
     with pytest.raises(UnknownFile):
         store.files.get("ben", file.hash)
     save(store, content, "ben")
-    assert rows(store) == (2, 8)
+    assert row_counts(store) == (2, 8)
 
 
 def test_files_of_a_person_are_limited(store: Store) -> None:
@@ -55,7 +46,7 @@ def test_files_of_a_person_are_limited(store: Store) -> None:
     save(store, b"a" * 900, max_bytes=1_000)
     with pytest.raises(TooLarge, match="at most 0 MB"):
         save(store, b"b" * 900, max_bytes=1_000)
-    assert rows(store)[0] == 1
+    assert row_counts(store)[0] == 1
     save(store, b"b" * 900, "ben", max_bytes=1_000)
 
 
@@ -130,9 +121,9 @@ def test_unsent_file_is_removed_after_a_day(store: Store) -> None:
     """A file that no message has is kept for UNUSED_FOR after its last upload."""
     save(store)
     sweep(store, UNUSED_FOR - 60)
-    assert rows(store) == (1, 2)
+    assert row_counts(store) == (1, 2)
     sweep(store, UNUSED_FOR + 60)
-    assert rows(store) == (0, 0)
+    assert row_counts(store) == (0, 0)
 
 
 def test_upload_that_broke_off_is_removed(store: Store) -> None:
@@ -143,7 +134,7 @@ def test_upload_that_broke_off_is_removed(store: Store) -> None:
     with pytest.raises(UnknownFile):
         store.files.get("anna", file.hash)
     sweep(store, UNFINISHED_FOR + 60)
-    assert rows(store) == (0, 0)
+    assert row_counts(store) == (0, 0)
 
 
 def test_upload_that_broke_off_can_be_repeated(store: Store) -> None:
@@ -153,7 +144,7 @@ def test_upload_that_broke_off_can_be_repeated(store: Store) -> None:
         connection.execute(update(files).values(complete=False))
         connection.execute(file_parts.delete().where(file_parts.c.role == "text"))
     assert save(store) == file
-    assert rows(store) == (1, 2)
+    assert row_counts(store) == (1, 2)
     assert store.files.read("anna", file.hash, "text") == b"content"
 
 
@@ -189,13 +180,13 @@ def test_file_goes_with_the_last_conversation_that_has_it(store: Store) -> None:
         ask_with(chat, (file.hash, "a.txt"))
     store.conversations.delete(chats[0].name, chats[0].owner)
     sweep(store, DELETED_FOR + 60)
-    assert rows(store) == (1, 2)
+    assert row_counts(store) == (1, 2)
     assert names(chats[1]) == [["a.txt"]]
     store.conversations.delete(chats[1].name, chats[1].owner)
     sweep(store, DELETED_FOR - 60)
-    assert rows(store) == (1, 2)
+    assert row_counts(store) == (1, 2)
     sweep(store, DELETED_FOR + 60)
-    assert rows(store) == (0, 0)
+    assert row_counts(store) == (0, 0)
 
 
 def test_deleted_conversation_is_restored_with_its_files(chat: Chat) -> None:
@@ -224,7 +215,7 @@ def test_file_whose_person_is_removed_while_it_is_stored_leaves_nothing(store: S
         store.files.save(
             "anna", StoredFile("0" * 64, facts, {"content": len(content)}), parts, max_bytes=10**9
         )
-    assert rows(store) == (0, 0)
+    assert row_counts(store) == (0, 0)
 
 
 def test_unused_files_are_removed_at_once_and_others_stay(store: Store) -> None:
@@ -237,7 +228,7 @@ def test_unused_files_are_removed_at_once_and_others_stay(store: Store) -> None:
     store.files.remove_unused("anna", [])
     assert store.files.many("anna", [used, unused]).keys() == {used}
     assert store.files.read("ben", unused, "content") == b"unused"
-    assert rows(store) == (2, 4)
+    assert row_counts(store) == (2, 4)
 
 
 def test_refreshed_file_is_kept_for_another_day(store: Store) -> None:
@@ -248,7 +239,7 @@ def test_refreshed_file_is_kept_for_another_day(store: Store) -> None:
     assert store.files.refresh("anna", file.hash)
     assert not store.files.refresh("ben", file.hash)
     sweep(store, 0)
-    assert rows(store) == (1, 2)
+    assert row_counts(store) == (1, 2)
     with store.database.writing() as connection:
         connection.execute(update(files).values(complete=False))
     assert not store.files.refresh("anna", file.hash)
@@ -263,4 +254,4 @@ def test_discarded_prompt_leaves_its_files_for_a_day(chat: Chat) -> None:
     ask_with(chat, (file.hash, "a.txt"))
     assert names(chat) == [["a.txt"]]
     sweep(chat.store, 10 * UNUSED_FOR)
-    assert rows(chat.store) == (1, 2)
+    assert row_counts(chat.store) == (1, 2)
