@@ -27,6 +27,7 @@ from halt.files.protocol import REAL_MAX, FaultCode, Reply, Request, frame, repl
 PROCESSES = 2
 WAITING_MAX = 50  # threads that wait for a process; each has a file on the disk
 WAIT_MAX = 60.0  # seconds that a file waits for a process
+SOON = 1.0  # seconds of reading; a process that dies later dies of its file
 IDLE = 60.0  # seconds without a file after which a process ends; one takes 40 MB
 COMMAND = python_command("halt.files.process")
 PART = 1_000_000  # bytes of `ReadFile.parts`
@@ -121,10 +122,11 @@ class Readers:
         try:
             while True:
                 child, is_new = self._ready_child()
+                began = now()
                 try:
                     return self._ask(child, source, kept, request)
                 except (ProcessDied, ProcessTimeout, msgspec.MsgspecError) as exc:
-                    if isinstance(exc, ProcessDied) and not is_new:
+                    if isinstance(exc, ProcessDied) and not is_new and now() - began < SOON:
                         continue  # it may have died before this file came
                     logger.warning("a reading process was ended: %s", type(exc).__name__)
                     return Reply("unreadable", _LIMITS_REACHED)

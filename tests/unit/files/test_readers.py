@@ -108,6 +108,25 @@ def test_process_that_was_killed_in_between_is_replaced(tmp_path: Path) -> None:
     readers.close()
 
 
+def test_file_at_the_limit_of_time_is_not_read_again(tmp_path: Path) -> None:
+    """The process that it ended had read another file before."""
+    tries = tmp_path / "tries"
+    readers = Readers(
+        with_reading(
+            "if source.read() == b'bad':\n"
+            f"        open({str(tries)!r}, 'a').write('x')\n"
+            f"        import time; until = time.monotonic() + {module.SOON + 0.1}\n"
+            "        while time.monotonic() < until: pass\n"
+            "        import os; os._exit(0)"
+        )
+    )
+    read(readers, tmp_path)
+    with pytest.raises(FileError, match="too much"):
+        read(readers, tmp_path, b"bad")
+    assert tries.read_text() == "x"
+    readers.close()
+
+
 def test_process_that_a_file_has_made_large_ends(tmp_path: Path) -> None:
     """It would keep that memory while files come."""
     readers = Readers(with_reading("reading.kept = b'x' * 300_000_000"))
