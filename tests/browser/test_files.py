@@ -155,6 +155,20 @@ def test_picture_that_the_browser_cannot_show_is_that_of_the_server(chat: Chat) 
     expect(cards(chat)).to_contain_text(["harbour.png400 x 300"])
 
 
+@pytest.mark.parametrize("width", [390, 1000])
+def test_all_that_is_said_of_a_file_can_be_read(chat: Chat, width: int) -> None:
+    """A card cuts the name of its file, never the part that is used and its tokens."""
+    chat.page.set_viewport_size({"width": width, "height": 800})
+    attach(chat, payload("long name " * 9 + ".txt", b"word " * 100_000), NOTES)
+    is_cut = "small => small.scrollWidth > small.clientWidth"
+    said = "the first 120,000 of 500,000 characters · about 30,000 tokens"
+    in_composer = cards(chat).first.get_by_text(said, exact=True)
+    assert not in_composer.evaluate(is_cut)
+    chat.ask("count?n=2")
+    in_message = sent_files(chat).first.get_by_text(said, exact=True)
+    assert not in_message.evaluate(is_cut)
+
+
 def test_same_file_is_attached_once(chat: Chat) -> None:
     """The second card of the same content goes."""
     attach(chat, NOTES)
