@@ -12,7 +12,7 @@ from halt.chat.uploads import PieceSource, Uploads
 from halt.core.steps import Step
 from halt.errors import StoreUnavailable
 from halt.files.faults import FileError
-from halt.store.portable import PortableConversation, PortableMessage, read_export
+from halt.store.portable import PortableConversation, PortableMessage, read
 from halt.store.portable_files import EncodedFile, PortableFile
 from halt.store.store import Store
 
@@ -42,7 +42,7 @@ class Imports:
         that is damaged; TooLarge, also where the person's files would be too many; ReadersBusy,
         StoreUnavailable.
         """
-        export = read_export(data, message_max)
+        export = read(data, message_max)
         names = {
             file.hash: file.name
             for message in _messages(export.conversations)

@@ -248,8 +248,9 @@ class ChatService:
         if place is None:
             return None, True
         while (answer := self._answer(owner, *place)) is not None and answer.ended is None:
-            if now() >= until:  # another worker has not saved its end yet
+            if now() >= until:
                 return None, False
+            # Another worker has not saved its end yet; only the store tells when it has.
             threading.Event().wait(WRITE_TICK_MAX)
         if answer is None:
             return None, True

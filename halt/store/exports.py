@@ -14,7 +14,7 @@ import msgspec
 from halt.files.names import clean_name
 from halt.store.models import UnknownFile
 from halt.store.portable import FORMAT, VERSION, PortableConversation, PortableMessage
-from halt.store.portable_files import ContentReader, PortableFile, encoded, no_contents
+from halt.store.portable_files import ContentReader, PortableFile, encoded
 
 PIECE = 200  # messages that are encoded in one call
 
@@ -22,7 +22,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def to_json(
-    conversations: Iterable[PortableConversation], contents: ContentReader = no_contents
+    conversations: Iterable[PortableConversation], contents: ContentReader
 ) -> Iterator[bytes]:
     """The JSON file of these conversations with their files, in pieces.
 

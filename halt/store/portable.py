@@ -176,12 +176,7 @@ class Export(NamedTuple):
     files: dict[str, EncodedFile]  # by their hashes
 
 
-def read(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
-    """The checked conversations of a file, as `read_export` reads them."""
-    return read_export(data, longest).conversations
-
-
-def read_export(data: bytes | memoryview, longest: int = MESSAGE_MAX) -> Export:
+def read(data: bytes | memoryview, longest: int = MESSAGE_MAX) -> Export:
     """The checked conversations of a file, and its files, whose data is not read yet.
 
     `longest` is the limit of characters of one message. Raises RequestError (`file`), TooLarge

@@ -19,7 +19,6 @@ from typing import Annotated
 import msgspec
 
 from halt.errors import RequestError
-from halt.store.models import UnknownFile
 
 #: Gives the content of a file in pieces, by its hash. Raises UnknownFile.
 ContentReader = Callable[[str], Iterator[bytes]]
@@ -36,11 +35,6 @@ class PortableFile(msgspec.Struct, omit_defaults=True):
     hash: Hash
     name: str
     type: str = ""  # its media type; an import does not use it
-
-
-def no_contents(file_hash: str) -> Iterator[bytes]:
-    """The `ContentReader` of an export without data."""
-    raise UnknownFile("There is no such file here.")
 
 
 def encoded(file_hash: str, media_type: str, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+from halt.store.models import UnknownFile
+from halt.store.portable import MESSAGE_MAX, PortableConversation, read
 from tests.support.halt_server import new_id
 
 
@@ -31,3 +34,13 @@ def exported_conversation(
     ids = [message["id"] for message in messages]
     times = {"created_at": at, "updated_at": at}
     return {"id": new_id(), "title": title, "messages": messages, "chosen": ids, **times, **fields}
+
+
+def conversations_of(data: bytes, longest: int = MESSAGE_MAX) -> list[PortableConversation]:
+    """The checked conversations of an exported file."""
+    return read(data, longest).conversations
+
+
+def no_contents(file_hash: str) -> Iterator[bytes]:
+    """No file is there: for exports of conversations without files."""
+    raise UnknownFile("There is no such file here.")

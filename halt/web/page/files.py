@@ -52,7 +52,8 @@ class _Body:
 
 @contextlib.contextmanager
 def _breaks_off() -> Iterator[None]:
-    """Context manager: a client that leaves, is too slow, or sends malformed chunks."""
+    """Context manager: raises RequestError if the client leaves, is too slow, or sends malformed
+    chunks; StoreUnavailable if the disk is full."""
     try:
         yield
     except (OSError, ParseException, ClientDisconnected) as exc:

@@ -13,9 +13,10 @@ import pytest
 from halt.store.exports import to_json, to_zip
 from halt.store.files import PART, attach
 from halt.store.models import UnknownFile
-from halt.store.portable import PortableConversation, PortableMessage, read
+from halt.store.portable import PortableConversation, PortableMessage
 from halt.store.portable_files import PortableFile
 from halt.store.store import Store
+from tests.support.export_files import conversations_of
 from tests.support.files import save
 from tests.support.stores import WORKER, Chat
 
@@ -64,10 +65,10 @@ def test_import_attaches_the_files_that_the_person_has(store: Store) -> None:
     ask_with(Chat(store, "first-talk"), (file.hash, "a.txt"), images=[(file.hash, "b.txt")])
     data = b"".join(to_json(store.transfer.export("anna"), store.files.contents("anna")))
     with pytest.raises(UnknownFile):
-        store.transfer.import_("ben", read(data))
+        store.transfer.import_("ben", conversations_of(data))
     assert store.conversations.summaries("ben").items == ()
     save(store, owner="ben")
-    (name,) = store.transfer.import_("ben", read(data))
+    (name,) = store.transfer.import_("ben", conversations_of(data))
     (exchange,) = store.conversations.get(name, "ben").exchanges
     assert [(f.name, f.file) for f in (*exchange.files, *exchange.images)] == [
         ("a.txt", file),

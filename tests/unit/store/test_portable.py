@@ -22,9 +22,9 @@ from halt.store.portable import (
     PortableConversation,
     PortableMessage,
     PortableSettings,
-    read,
 )
 from halt.store.search import INDEXED_MAX, snippet, trigrams
+from tests.support.export_files import conversations_of, no_contents
 
 MESSAGE = {"id": "m", "role": "user", "content": "Hi"}
 CLAUDE = {"uuid": "u", "name": "Sky", "chat_messages": [{"sender": "human", "text": "Hi"}]}
@@ -52,7 +52,7 @@ def test_import_of_another_products_export_names_the_product(
     that Halt reads.
     """
     with pytest.raises(RequestError) as error_info:
-        read(msgspec.json.encode(file_content))
+        conversations_of(msgspec.json.encode(file_content))
     assert str(error_info.value) == (
         f"This file can't be imported: it looks like an export of {product}. "
         "Choose the JSON file that “Export all as JSON” made."
@@ -81,7 +81,7 @@ def test_import_of_an_unreadable_file_explains_the_reason(data: bytes, message: 
     field.
     """
     with pytest.raises(RequestError) as error_info:
-        read(data)
+        conversations_of(data)
     assert message in str(error_info.value)
 
 
@@ -143,7 +143,7 @@ LONGEST = 1_000
 def test_import_of_a_too_long_item_names_the_conversation(data: bytes, reason: str) -> None:
     """An item over its limit refuses the file; the error names the conversation and the limit."""
     with pytest.raises(TooLarge) as error_info:
-        read(data, LONGEST)
+        conversations_of(data, LONGEST)
     assert str(error_info.value) == (
         f"This file can't be imported: in the conversation “Sky”, {reason}."
     )
@@ -152,7 +152,7 @@ def test_import_of_a_too_long_item_names_the_conversation(data: bytes, reason: s
 def test_import_of_an_item_at_its_limit_is_accepted() -> None:
     """A message as long as the limit is imported; a longer title is cut to NAME_MAX."""
     data = file({**MESSAGE_ITEM, "content": "é" * LONGEST}, title="Sky " * 1_000_000)
-    (conversation,) = read(data, LONGEST)
+    (conversation,) = conversations_of(data, LONGEST)
     assert conversation.messages[0].content == "é" * LONGEST
     assert conversation.title.startswith("Sky Sky ")
     assert len(conversation.title) == NAME_MAX
@@ -189,7 +189,7 @@ def test_import_of_a_wrong_field_names_its_place(data: bytes, message: str) -> N
     the file.
     """
     with pytest.raises(RequestError) as error_info:
-        read(data)
+        conversations_of(data)
     assert message in str(error_info.value)
     assert len(str(error_info.value)) < 500
 
@@ -208,10 +208,10 @@ def test_import_reads_conversations_up_to_the_limit(monkeypatch: pytest.MonkeyPa
             {"format": "halt-conversations", "version": 1, "conversations": [conversation] * count}
         )
         if count <= 3:
-            assert len(read(data)) == count
+            assert len(conversations_of(data)) == count
             continue
         with pytest.raises(RequestError, match="must have 3 items at most"):
-            read(data)
+            conversations_of(data)
 
 
 @pytest.mark.parametrize("count", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 1])
@@ -224,11 +224,11 @@ def test_export_in_pieces_equals_the_whole_file(count: int) -> None:
         [PortableMessage(n + 1, "user", misleading_text) for n in range(count)],
         settings=PortableSettings(system_prompt=misleading_text),
     )
-    exported = b"".join(to_json([conversation, conversation]))
+    exported = b"".join(to_json([conversation, conversation], no_contents))
     assert (
         json.loads(exported)["conversations"] == [json.loads(msgspec.json.encode(conversation))] * 2
     )
-    assert all(len(piece) < 70 * PIECE + 200 for piece in to_json([conversation]))
+    assert all(len(piece) < 70 * PIECE + 200 for piece in to_json([conversation], no_contents))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_imported_name_of_a_prompt_is_cut_or_removed(
     settings: dict[str, Any], expected: tuple[str | None, float | None]
 ) -> None:
     """A prompt's name is cut to its limit; without a system prompt there is none."""
-    (conversation,) = read(file(settings=settings))
+    (conversation,) = conversations_of(file(settings=settings))
     assert (conversation.settings.prompt_name, conversation.settings.top_p) == expected
 
 
@@ -304,7 +304,7 @@ def test_reading_a_large_file_lets_other_threads_run() -> None:
     sys.setswitchinterval(0.001)
     counting_thread.start()
     try:
-        (conversation,) = read(data)
+        (conversation,) = conversations_of(data)
     finally:
         reading_ended.set()
         counting_thread.join()

@@ -44,11 +44,16 @@ from halt.store.models import (
     UnknownConversation,
     Usage,
 )
-from halt.store.portable import PortableConversation, PortableMessage, read
+from halt.store.portable import PortableConversation, PortableMessage
 from halt.store.store import Store
 from halt.store.tables import chunks
 from halt.store.title_text import TITLE_MOST
-from tests.support.export_files import export_file, exported_conversation
+from tests.support.export_files import (
+    conversations_of,
+    export_file,
+    exported_conversation,
+    no_contents,
+)
 from tests.support.files import save
 from tests.support.races import together
 from tests.support.stores import (
@@ -1226,7 +1231,7 @@ def test_search_finds_by_time_and_then_by_id(store: Store, monkeypatch: pytest.M
     monkeypatch.setattr(search, "NEWEST", 2)  # the rest takes the whole index
     Chat(store).add_exchange("giraffe 1", "giraffe 2")
     talk = exported_conversation(*(f"giraffe {n}" for n in range(3, 9)), at=1_000.0)
-    store.transfer.import_("anna", read(export_file(talk)))
+    store.transfer.import_("anna", conversations_of(export_file(talk)))
     found: list[str] = []
     cursor = None
     while len(found) < 9:
@@ -1396,9 +1401,9 @@ def test_import_of_an_export_restores_the_conversation(store: Store) -> None:
     """An import restores all branches for the importing owner; a used ID is replaced."""
     chat = full_chat(store)
     conversation_before = chat.read()
-    data = b"".join(to_json(store.transfer.export("anna")))
+    data = b"".join(to_json(store.transfer.export("anna"), no_contents))
     for owner in ("anna", "bert"):
-        (new_id,) = store.transfer.import_(owner, read(data))
+        (new_id,) = store.transfer.import_(owner, conversations_of(data))
         assert new_id != chat.name
         conversation_after = store.conversations.get(new_id, owner)
         assert list(map(comparable, conversation_after.exchanges)) == list(
@@ -1447,15 +1452,15 @@ def test_export_and_import_carry_pins_and_archive(store: Store) -> None:
         Chat(store, f"talk-no-{n}").add_exchange("a", "1")
     store.conversations.set_pinned(["talk-no-0"], "anna", pinned=True)
     store.conversations.set_archived(["talk-no-1"], "anna", archived=True)
-    data = b"".join(to_json(store.transfer.export("anna")))
-    store.transfer.import_("bert", read(data))
+    data = b"".join(to_json(store.transfer.export("anna"), no_contents))
+    store.transfer.import_("bert", conversations_of(data))
     listed = store.conversations.summaries("bert").items
     assert [summary.is_pinned for summary in listed] == [True, False]
     (archived,) = store.conversations.summaries("bert", archived=True).items
     assert archived.is_archived
     older_data = re.sub(rb',"(pinned|archived)_at":[0-9.]+', b"", data)
     assert older_data != data
-    assert len(store.transfer.import_("carl", read(older_data))) == 3
+    assert len(store.transfer.import_("carl", conversations_of(older_data))) == 3
     assert [summary.is_pinned for summary in store.conversations.summaries("carl").items] == [
         False
     ] * 3
@@ -1505,7 +1510,7 @@ def test_import_of_a_wrong_file_is_refused_as_a_whole(
         f'{{"format":"halt-conversations","version":1,"conversations":[{valid_item},{wrong_item}]}}'
     )
     with pytest.raises(RequestError, match=reason) as error_info:
-        store.transfer.import_("anna", read(file.encode()))
+        store.transfer.import_("anna", conversations_of(file.encode()))
     assert error_info.value.field == "file"
     assert store.conversations.summaries("anna").items == ()
 
@@ -1526,8 +1531,8 @@ def test_import_corrects_impossible_values(store: Store) -> None:
         "of-tomorrow", "", [PortableMessage(1, "user", "Hi?"), message]
     )
     imported_file.created_at = imported_file.updated_at = time.time() + 10 * DAY
-    data = b"\xef\xbb\xbf" + b"".join(to_json([imported_file]))
-    store.transfer.import_("anna", read(data))
+    data = b"\xef\xbb\xbf" + b"".join(to_json([imported_file], no_contents))
+    store.transfer.import_("anna", conversations_of(data))
     conversation = store.conversations.get("of-tomorrow", "anna")
     assert max(conversation.created_at, conversation.updated_at) <= time.time()
     (exchange,) = conversation.exchanges
@@ -1633,7 +1638,7 @@ def test_sweep_during_an_import_keeps_its_conversation(store: Store) -> None:
 def test_read_of_another_file_is_refused(data: bytes) -> None:
     """Bytes that are no export of Halt are refused."""
     with pytest.raises(RequestError) as error_info:
-        read(data)
+        conversations_of(data)
     assert error_info.value.field == "file"
 
 
