@@ -100,6 +100,23 @@ def test_stop_without_scripts_stops_the_answer(
     context.close()
 
 
+def test_refused_file_without_scripts_leaves_the_typed_message(
+    browser: Browser, halt: HaltServer
+) -> None:
+    """The page that names the file also has the message: the browser shows the last page empty."""
+    context = browser.new_context(java_script_enabled=False)
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    page.goto(halt.url)
+    empty: FilePayload = {"name": "empty.txt", "mimeType": "text/plain", "buffer": b""}
+    page.locator("#composer [name=files]").set_input_files(empty)
+    page.locator("#prompt").fill("<b>What</b> is this?")
+    page.locator("#send").click()
+    expect(page.get_by_role("alert")).to_have_text("empty.txt: The file is empty.")
+    expect(page.get_by_role("textbox", name="Your message")).to_have_value("<b>What</b> is this?")
+    context.close()
+
+
 @pytest.mark.parametrize("module", ["copy.js", "lib/dom.js", "main.js"])
 def test_page_with_a_missing_module_says_so_and_sends_nothing(
     browser: Browser, halt: HaltServer, module: str

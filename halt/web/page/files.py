@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from flask import Blueprint, Flask, Response, abort, request
+from flask import Blueprint, Flask, Response, abort, g, request
 from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
@@ -90,6 +90,7 @@ def send_with_files(conversation_id: str) -> Response:
                 chosen = [file for file in request.files.getlist("files") if file.filename]
         except RequestEntityTooLarge:
             raise TooLarge(f"The files have more than {limit:,} bytes.", field="files") from None
+        g.typed = request.form.get("prompt", "")
         check_limits(config, len(chosen), ())
         taken = [uploads.take(owner(), file.filename or "", file.stream) for file in chosen]
     return start(conversation_id, [(file.file.hash, file.name) for file in taken])
