@@ -594,7 +594,7 @@ def dropping(visit: Visit) -> Chat:
 
 @state()
 def editing_files(visit: Visit) -> Chat:
-    """A prompt with files is edited; another one with a file waits for the answer before it."""
+    """A prompt with files is edited."""
     chat = visit.open()
     attach(chat, {"harbour.png": image(640, 480), "contract.pdf": pdf(["Page"])})
     send(chat, "Summarise it.")
