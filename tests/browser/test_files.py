@@ -262,7 +262,9 @@ def test_file_that_is_not_taken_says_why_and_holds_the_message(chat: Chat) -> No
     expect(cards(chat).first).not_to_contain_text("program.bin: ")
     wait_there(chat, "notes.txt")
     chat.submit("/fake count?n=2 files")
-    expect(chat.page.locator("#notice")).to_contain_text("program.bin was not attached.")
+    expect(chat.page.locator("#notice")).to_have_text(
+        "program.bin was not attached. Remove it, then send the message."
+    )
     expect(chat.page.get_by_role("button", name="Remove program.bin")).to_be_focused()
     assert chat.exchange_count() == 0
     chat.page.keyboard.press("Enter")

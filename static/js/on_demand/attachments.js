@@ -126,7 +126,8 @@ export const hold = form => {
   const failed = filesOf(form).find(({ fault }) => fault);
   if (failed) {
     letGo();
-    notice(`${failed.name} was not attached. Remove it or try again, then send the message.`);
+    const way = factsOf(failed).again ? "Remove it or try again" : "Remove it";
+    notice(`${failed.name} was not attached. ${way}, then send the message.`);
     $("button", cardOf(failed)).focus();
     return;
   }
