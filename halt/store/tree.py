@@ -18,6 +18,7 @@ from sqlalchemy import (
     Select,
     Table,
     bindparam,
+    case,
     delete,
     func,
     or_,
@@ -69,7 +70,7 @@ _PATH_TEXTS = _path(
     messages.c.content,
     messages.c.edited,
     messages.c.requested_model,
-    messages.c.ended,
+    case((messages.c.state == "error", messages.c.ended)).label("ended"),  # decoding takes time
 )
 
 _PATH_FILES = _path(
