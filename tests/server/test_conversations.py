@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from halt.server.request_buffer import FILE_BODY_MAX
 from halt.testing.fake_openai import FakeOpenAI
 from halt.web.page.exports import file_stem
 from tests.support.export_files import export_file, exported_conversation
@@ -796,7 +797,7 @@ def test_import_has_its_own_size_limit(carla: Person) -> None:
     assert carla.import_file(export_file(exported_conversation("x" * 100_000, "y"))).status == 200
     connection = carla.client.connect()
     headers = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "9000001"}
-    carla.client.send(connection, "POST", "/import", b"", headers)
+    carla.client.send(connection, "POST", "/import", bytes(FILE_BODY_MAX), headers)
     response = connection.getresponse()
     error = json.loads(response.read())["error"]
     connection.close()

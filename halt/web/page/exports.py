@@ -19,6 +19,7 @@ from halt.errors import RequestError, TooLarge
 from halt.store.exports import path, to_json, to_markdown, to_zip
 from halt.store.import_faults import OWN_ALONE
 from halt.store.portable import MESSAGE_MAX, PortableConversation
+from halt.web.form_files import breaks_off
 from halt.web.identity import owner
 from halt.web.page.downloads import download_response
 from halt.web.page.toast import toast
@@ -114,7 +115,8 @@ def import_() -> Response:
     uploads, readers = services().uploads, services().generations.readers
     with uploads.receiving(owner()), readers.place():  # a large file may take long to arrive
         try:
-            file = request.files.get("file")
+            with breaks_off():
+                file = request.files.get("file")
             data = _bytes_of(file) if file else b""
         except RequestEntityTooLarge:
             raise TooLarge(

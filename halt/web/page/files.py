@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 
 from flask import Blueprint, Flask, Response, abort, g, request
-from gunicorn.http.errors import ParseException
-from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from halt.chat.file_contents import check_limits
-from halt.chat.uploads import DISK_FULL, Uploaded
+from halt.chat.uploads import Uploaded
 from halt.core.decoding import is_id
-from halt.errors import RequestError, StoreUnavailable, TooLarge
+from halt.errors import TooLarge
 from halt.files.facts import Role
 from halt.files.names import clean_name
 from halt.store.models import StoredFile
+from halt.web.form_files import FormRequest, breaks_off
 from halt.web.identity import owner
 from halt.web.page.downloads import download_response
 from halt.web.page.messages import start
@@ -46,20 +44,8 @@ class _Body:
     """The body of the request. Where it breaks off, `read` raises RequestError."""
 
     def read(self, size: int, /) -> bytes:
-        with _breaks_off():
+        with breaks_off():
             return request.stream.read(size)
-
-
-@contextlib.contextmanager
-def _breaks_off() -> Iterator[None]:
-    """Context manager: raises RequestError if the client leaves, is too slow, or sends malformed
-    chunks; StoreUnavailable if the disk is full."""
-    try:
-        yield
-    except (OSError, ParseException, ClientDisconnected) as exc:
-        if isinstance(exc, OSError) and exc.errno in DISK_FULL:  # of a form, which is spooled
-            raise StoreUnavailable("The disk is full.", "the disk is full") from exc
-        raise RequestError("The upload broke off.", field="body") from exc
 
 
 def as_json(uploaded: Uploaded) -> dict[str, object]:
@@ -86,7 +72,7 @@ def send_with_files(conversation_id: str) -> Response:
     uploads = services().uploads
     with uploads.receiving(owner()):
         try:
-            with _breaks_off():
+            with breaks_off():
                 chosen = [file for file in request.files.getlist("files") if file.filename]
         except RequestEntityTooLarge:
             raise TooLarge(f"The files have more than {limit:,} bytes.", field="files") from None
@@ -144,4 +130,5 @@ def download(file_hash: str) -> Response:
 
 def install(app: Flask) -> None:
     """Add the routes to the application."""
+    app.request_class = FormRequest
     app.register_blueprint(blueprint)
