@@ -23,7 +23,7 @@ from halt.store.models import StoredFile
 PIECE = 1 << 18  # bytes that are received at a time
 #: Requests with files of one person at once: each holds one of the threads of the server that
 #: receive files (16), also while its client sends nothing.
-RECEIVED_MAX = 8
+RECEIVED_MAX = 12
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 logger = logging.getLogger(__name__)
