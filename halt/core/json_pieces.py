@@ -31,20 +31,23 @@ def json_pieces(value: Any) -> list[bytes]:
 
 
 def _without_large(value: Any, mark: str, large_texts: list[str]) -> Any:
-    """The value with `mark` in place of large texts; the same object where it has none."""
-    match value:
-        case str():
-            if len(value) <= PIECE:
-                return value
-            large_texts.append(value)
-            return mark
-        case dict():
-            items = [_without_large(item, mark, large_texts) for item in value.values()]
-            if all(new is old for new, old in zip(items, value.values(), strict=True)):
-                return value
-            return dict(zip(value, items, strict=True))
-        case list():
-            items = [_without_large(item, mark, large_texts) for item in value]
-            is_same = all(new is old for new, old in zip(items, value, strict=True))
-            return value if is_same else items
-    return value
+    """The value with `mark` in place of large texts; the same object where it has none.
+
+    A text costs no call of Python: a long conversation has thousands.
+    """
+    if isinstance(value, str):
+        if len(value) <= PIECE:
+            return value
+        large_texts.append(value)
+        return mark
+    if not isinstance(value, dict | list):
+        return value
+    changed: Any = None  # a copy, from the first difference on
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        if isinstance(item, str) and len(item) <= PIECE:
+            continue
+        new = _without_large(item, mark, large_texts)
+        if new is not item:
+            changed = value.copy() if changed is None else changed
+            changed[key] = new
+    return value if changed is None else changed
