@@ -64,7 +64,7 @@ def test_chat_sends_attached_files_with_the_next_message(
     prompt, second = new_id(), new_id()
     terminal = chat("--model", "echo", "--no-history")
     terminal.enter(f"/attach '{files}/the photo.png' ~/some\\ files/report.pdf")
-    terminal.wait(r"1  the photo\.png · PNG · 30 x 20 · about \d+ tokens")
+    terminal.wait(r"1  the photo\.png · PNG · 30 x 20 · about 1 token\b")
     terminal.wait(r"2  report\.pdf · PDF · 2 pages · about \d+ tokens")
     terminal.enter(f"/attach {files}/notes.md")
     terminal.wait(r"3  notes\.md · MD · \d+ characters · about \d+ tokens")
