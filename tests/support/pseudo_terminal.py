@@ -84,7 +84,11 @@ class Terminal:
         """
         self.wait(r"(?m)^> *\Z")
         self.type(line)
-        self.wait("> " + r"\n?".join(map(re.escape, line)) + r"\Z")
+        # A long line is wrapped anywhere; a space at the end of a row is not in the text.
+        shown = "".join(
+            r"(?: \n?|\n)" if char == " " else rf"{re.escape(char)}\n?" for char in line
+        )
+        self.wait(rf"> {shown}\Z")
         self.type("\r")
 
     def press_ctrl_d(self) -> int:

@@ -32,8 +32,9 @@ def chat(env: Environment) -> Iterator[Open]:
     """Start a chat in a terminal, which is closed at the test's end."""
     with contextlib.ExitStack() as stack:
 
-        def start(*options: str, **environment: str) -> Terminal:
-            terminal = Terminal([*CHAT, *options], {**env, **environment}, str(ROOT))
+        def start(*options: str, columns: int = 100, **environment: str) -> Terminal:
+            command = [*CHAT, *options]
+            terminal = Terminal(command, {**env, **environment}, str(ROOT), columns=columns)
             stack.callback(terminal.close)
             return terminal
 

@@ -46,6 +46,12 @@ def reading_processes(terminal: Terminal) -> list[int]:
 
 
 @pytest.fixture
+def chat(chat: Open) -> Open:
+    """A chat whose terminal wraps no path: where it would, depends on the folder of the tests."""
+    return partial(chat, columns=600)
+
+
+@pytest.fixture
 def files(tmp_path: Path) -> Path:
     """A folder with files; its names need quotes."""
     folder = tmp_path / "some files"
