@@ -14,11 +14,13 @@ const FORMS = "#composer, .editor";
 const composer = $("#composer"), picker = $("#picker");
 const attached = new WeakMap(); // form -> its files
 let texts = []; // the pasted texts of the composer
-let adding = 0; // files are given to the module that is being loaded
+let adding = 0; // these are given to the module that is being loaded
 
-export const withModule = async (action, ...values) => (
-  (await onDemand("attachments"))?.[action](...values)
-);
+let loaded;
+export const withModule = async (action, ...values) => {
+  loaded = await onDemand("attachments");
+  return loaded?.[action](...values);
+};
 const show = (list, items, ...values) => {
   const isShown = !list.hidden;
   list.hidden = !items.length;
@@ -50,7 +52,8 @@ export const fileFields = files => (
 // form is then sent.
 export const isHeld = form => {
   const isUnfinished = adding > 0 || filesOf(form).some(({ id, fault }) => !id || fault);
-  if (isUnfinished) withModule("hold", form);
+  if (isUnfinished && loaded && !adding) loaded.hold(form); // at once, before the next key
+  else if (isUnfinished) withModule("hold", form);
   return isUnfinished;
 };
 route(FORMS, {
@@ -65,9 +68,9 @@ route(FORMS, {
 });
 
 // --- picked, pasted and dropped ------------------------------------------------------------------
-const add = async (form, files) => {
+const add = async (...action) => {
   adding++;
-  try { await withModule("addFiles", form, [...files]); } finally { adding--; }
+  try { await withModule(...action); } finally { adding--; }
 };
 let pickedFor = composer;
 document.addEventListener("click", ({ target }) => {
@@ -78,7 +81,7 @@ document.addEventListener("click", ({ target }) => {
   preload("attachments");
 });
 picker?.addEventListener("change", () => {
-  add(pickedFor, picker.files);
+  add("addFiles", pickedFor, [...picker.files]);
   picker.value = ""; // the same file can be picked again
 });
 addEventListener("paste", event => {
@@ -88,8 +91,10 @@ addEventListener("paste", event => {
   if ((isField && !isOurs) || $("dialog[open]")) return;
   // From a document, the clipboard also has a picture of the text.
   const isDocument = text.trim() && types.some(type => /html|rtf/.test(type));
-  if (picker && files.length && !isDocument) add(target.closest?.(FORMS) ?? composer, files);
-  else if (text.length >= LONG && target.id === "prompt") withModule("addText", text);
+  if (picker && files.length && !isDocument) {
+    add("addFiles", target.closest?.(FORMS) ?? composer, [...files]);
+  }
+  else if (text.length >= LONG && target.id === "prompt") add("addText", text);
   else return;
   event.preventDefault();
 });

@@ -568,7 +568,12 @@ def held_by_files(visit: Visit) -> Chat:
     long = b"words " * 3_000_000
     attach(
         chat,
-        {"harbour.png": image(640, 480), "book.txt": long, "server.log": long, "last.csv": b"a,b"},
+        {
+            "harbour.png": image(640, 480, compress_level=0),
+            "book.txt": long,
+            "server.log": long,
+            "last.csv": b"a,b",
+        },
     )
     chat.page.wait_for_function("() => document.querySelectorAll('progress')[1].value > 0")
     chat.submit("What is this?")
