@@ -30,6 +30,7 @@ from halt.files.names import clean_name
 from halt.model_info import UNKNOWN, Abilities
 from halt.providers.continuation import continuation_request
 from halt.rendering import data_urls
+from halt.store.files import GONE
 from halt.store.models import (
     MOVED,
     Busy,
@@ -104,9 +105,10 @@ class ChatService:
         Raises UnknownFile, RequestError and TooLarge.
         """
         check_limits(self.config, len(files), ())
-        stored = self.store.files.many(owner, {file_hash for file_hash, _ in files})
-        if len(stored) < len({file_hash for file_hash, _ in files}):
-            raise UnknownFile("A file of this message is no longer here. Attach it again.")
+        hashes = {file_hash for file_hash, _ in files}
+        stored = self.store.files.many(owner, hashes)
+        if len(stored) < len(hashes):
+            raise UnknownFile(GONE)
         check_limits(self.config, len(files), stored.values())
         return [(file_hash, clean_name(name)) for file_hash, name in files]
 

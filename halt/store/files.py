@@ -200,6 +200,7 @@ def _lock_sizes(connection: Connection, owner: str) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(SIZES_LOCK, key)))
 
 
+GONE = "A file of this message is no longer here. Attach it again."
 _FILE = (files.c.hash, files.c.facts, files.c.sizes)
 #: The columns for `by_message`, and the condition that joins their tables.
 ATTACHED = (attachments.c.message_id, attachments.c.name, *_FILE)
@@ -238,7 +239,7 @@ def attach(
         .values(unused_since=None)
     )
     if len(set(connection.scalars(used.returning(files.c.hash)))) < len(hashes):
-        raise UnknownFile("A file of this message is no longer here. Attach it again.")
+        raise UnknownFile(GONE)
     connection.execute(
         insert(attachments),
         [

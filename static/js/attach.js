@@ -93,8 +93,7 @@ addEventListener("paste", event => {
   const isDocument = text.trim() && types.some(type => /html|rtf/.test(type));
   if (picker && files.length && !isDocument) {
     add("addFiles", target.closest?.(FORMS) ?? composer, [...files]);
-  }
-  else if (text.length >= LONG && target.id === "prompt") add("addText", text);
+  } else if (text.length >= LONG && target.id === "prompt") add("addText", text);
   else return;
   event.preventDefault();
 });
